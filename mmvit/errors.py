@@ -1,0 +1,54 @@
+"""How the project talks to a user who made a mistake: one clear line, never a traceback from inside a library."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+
+class UserError(Exception):
+    """A mistake that the person at the keyboard can mend; the message names value, expectation and remedy."""
+
+
+def need(module: str, extra: str | None = None) -> ModuleType:
+    """The imported `module`, for the one file that needs a heavy or optional library.
+
+    Raises:
+        UserError: it is not installed; the message names the pip extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        target = f"mmvit[{extra}]" if extra else module.split(".")[0]
+        raise UserError(f"this needs the package '{module}': pip install '{target}'") from error
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """A hint for an unknown name: the closest valid ones, or all of them when none is close."""
+    options = sorted(options)
+    close = difflib.get_close_matches(name, options, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"valid: {', '.join(options)}"
+
+
+def one_line(main: Callable[..., Any]) -> Callable[..., Any]:
+    """`main`, with a user's error printed as `error: …` on stderr and exit code 2 instead of a traceback."""
+
+    @functools.wraps(main)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    return wrapped

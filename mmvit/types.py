@@ -1,0 +1,164 @@
+"""The objects that flow: Sample -> Batch -> Tokens -> Encoded -> embeddings, Boxes, Detections.
+
+Shape letters: B batch, N tokens, D width, E embedding dim, L text length, H/W pixels, C channels.
+This file imports torch only; every other file of the package may import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Sample:
+    """One decoded example; a modality that the shard does not carry is None.
+
+    Attributes:
+        key: name of the sample inside its shard, without extension.
+        source: name of the data source (a shard pattern's stem).
+        image: (C,H,W) uint8, RGB, 0..255, after preprocessing.
+        image_embedding: (D,) float32, the image tower's cached pre-head features, not normalised.
+        video: (T,C,H,W) uint8 frames.
+        audio: (S,) float32 mono waveform in [-1,1].
+        text: the caption that was chosen for this draw.
+        boxes: annotated boxes of the image.
+        meta: the sample's JSON, as it was written.
+        group: 63-bit hash; samples with equal groups show "the same" thing (equal caption or label).
+    """
+
+    key: str
+    source: str = ""
+    image: Tensor | None = None
+    image_embedding: Tensor | None = None
+    video: Tensor | None = None
+    audio: Tensor | None = None
+    text: str | None = None
+    boxes: Boxes | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+    group: int = 0
+
+
+@dataclass(slots=True)
+class Batch:
+    """B samples as padded tensors; a field that the data does not carry is None.
+
+    Attributes:
+        keys: B sample keys.
+        image: (B,C,H,W) uint8, RGB 0..255 (towers normalise), or float already normalised.
+        image_embedding: (B,D) float32 cached pre-head image features.
+        text: (B,L) int64 token ids.
+        text_mask: (B,L) bool, True = real token.
+        captions: the B chosen captions, for logs and reports.
+        group: (B,) int64; equal values mark samples that show the same thing.
+        meta: B dictionaries, the samples' JSON.
+        position: how many samples of the global stream came before this global batch.
+        skipped: bad members met while this batch was read, counted by reason.
+        truncated: how many captions were cut to the context length.
+    """
+
+    keys: list[str]
+    image: Tensor | None = None
+    image_embedding: Tensor | None = None
+    video: Tensor | None = None
+    audio: Tensor | None = None
+    text: Tensor | None = None
+    text_mask: Tensor | None = None
+    captions: list[str] | None = None
+    group: Tensor | None = None
+    meta: list[dict[str, Any]] | None = None
+    position: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on `device`."""
+        moved = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            moved[f.name] = value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+        return Batch(**moved)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Samples start..stop-1 as a batch of their own (a micro-batch); counters stay with the first one."""
+        cut: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            cut[f.name] = value[start:stop] if isinstance(value, Tensor | list) else value
+        if start > 0:
+            cut["skipped"], cut["truncated"] = {}, 0
+        return Batch(**cut)
+
+
+@dataclass(slots=True)
+class Tokens:
+    """What a modality's adapter hands to the core.
+
+    Attributes:
+        values: (B,N,D); the first `prefix` tokens are special (class, registers), the rest lie on `grid`.
+        grid: extent of the full token grid, row-major, e.g. (14,14), (8,14,14) or (77,).
+        prefix: count of leading special tokens.
+        mask: (B,N) bool, True = real, None = all real.
+        kept: (B,N-prefix) int64 index of each token in the full grid when some were dropped, else None.
+    """
+
+    values: Tensor
+    grid: tuple[int, ...]
+    prefix: int = 0
+    mask: Tensor | None = None
+    kept: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Encoded:
+    """The core's output tokens with the bookkeeping of its input `Tokens`.
+
+    Attributes:
+        values: (B,N,D) after the final norm.
+        layers: block index (1..depth) -> (B,N,D) output of that block, before the final norm.
+    """
+
+    values: Tensor
+    grid: tuple[int, ...]
+    prefix: int = 0
+    mask: Tensor | None = None
+    kept: Tensor | None = None
+    layers: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Boxes:
+    """Boxes that carry their format and frame.
+
+    Attributes:
+        values: (M,4) float32.
+        format: "xyxy" (corners) or "cxcywh" (centre and size).
+        frame: (height, width) of the picture in pixels when values are pixels, None when they are fractions 0..1.
+    """
+
+    values: Tensor
+    format: Literal["xyxy", "cxcywh"]
+    frame: tuple[int, int] | None
+
+
+@dataclass(slots=True)
+class Detections:
+    """What a detector found in one picture.
+
+    Attributes:
+        boxes: (N,4) float32 xyxy in pixels of the ORIGINAL picture.
+        scores: (N,) float32 in 0..1, descending.
+        labels: (N,) int64 into `query`.
+        query: the queries that were asked.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    query: list[Any]
