@@ -1,1 +1,1 @@
-
+"""From encoded tokens to embeddings, logits, boxes or pixels."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Pool = Literal["cls", "mean", "map", "last", "eos"]
+Pool = Literal["cls", "mean", "mean_norm", "map", "last", "eos"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
 
@@ -55,9 +55,11 @@ class ImageTowerConfig:
         class_position: whether the position table has a row for the class token (original ViT, CLIP, DINOv2).
         position: "learned" or "sincos2d" (MoCo-v3 form, fixed).
         position_resample: how the table follows another grid: a name in `tokens.positions.RESAMPLE`.
-        pool: cls | mean | map.
+        pool: cls | mean (of normed tokens) | map | mean_norm (a norm on the mean, timm's fc_norm: set
+            core.norm_last=False).
         mean, std: per channel, for pixels scaled to 0..1.
         embed_dim: E, or None: no head, the features are the embedding (E = width).
+        head_bias: whether the linear head has a bias (CLIP's has none).
         center: subtract a stored mean from the features before the head (LiT on rectified features).
     """
 
@@ -74,7 +76,22 @@ class ImageTowerConfig:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     embed_dim: int | None = None
+    head_bias: bool = True
     center: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """An image tower (without an embedding head) under a linear classifier.
+
+    Attributes:
+        num_classes: C.
+        bias_init: initial bias of every class: 0 for softmax, about -ln C for a sigmoid loss.
+    """
+
+    tower: ImageTowerConfig
+    num_classes: int
+    bias_init: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +114,7 @@ class ForeignImageTowerConfig:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     embed_dim: int | None = None
+    head_bias: bool = True
     center: bool = False
 
 
@@ -107,7 +125,8 @@ class TextTowerConfig:
     Attributes:
         vocab_size: rows of the token table.
         context_length: L at most; shorter inputs use the first rows of the position table.
-        pool: last (position L-1) | eos (last real token by mask) | cls (position 0) | mean (over real tokens) | map.
+        pool: last (position L-1) | eos (last real token by mask) | cls (position 0) | mean (over real
+            tokens) | map.
         pad_mask: whether padding is hidden from attention (LiT's SentencePiece towers let padding attend).
         embed_dim: E, or None: no head.
         head_bias: whether the linear head has a bias.

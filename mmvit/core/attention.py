@@ -1,0 +1,94 @@
+"""Multi-head self-attention with one fused q, k, v projection.
+
+Shape letters: B batch, N tokens, D width, H heads, K width of a head (D = H*K), Q queried tokens.
+Source: ViT (arXiv:2010.11929) appendix A. Init: big_vision (xavier-uniform per (D,D) matrix, zero biases).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Self-attention: (B,N,D) -> (B,N,D).
+
+    The rows of `qkv.weight` are [q; k; v], each of them head-major, as in timm, open_clip and transformers.
+
+    Args:
+        width: D.
+        num_heads: H, a divisor of D.
+        qkv_bias: whether the q, k, v projections have a bias.
+        dropout: on the output projection, 0..1.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width is {width}, expected a multiple of num_heads={num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.dropout = dropout
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform for each of q, k, v and the output; on the fused (3D,D) its limit would be 0.71x."""
+        for part in self.qkv.weight.chunk(3):
+            nn.init.xavier_uniform_(part)
+        nn.init.xavier_uniform_(self.proj.weight)
+        for layer in (self.qkv, self.proj):
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, queries: Tensor | None = None
+    ) -> Tensor:
+        """The attended tokens (B,N,D), or (B,Q,D) when only some of them ask.
+
+        Args:
+            x: (B,N,D).
+            mask: bool, broadcastable to (B,H,N,N), True = may be attended; None = everything may.
+            causal: token n sees tokens 0..n only; a `mask` must then be None (merge the two beforehand).
+            queries: (B,Q,D), a subset of `x` that asks; the mask is then (B,H,Q,N) wide. None = all of `x`.
+        """
+        if queries is None:
+            q, k, v = self._heads(self.qkv(x), 3)
+        else:
+            D = x.shape[-1]
+            weight, bias = self.qkv.weight, self.qkv.bias
+            b_q, b_kv = (None, None) if bias is None else (bias[:D], bias[D:])
+            (q,) = self._heads(F.linear(queries, weight[:D], b_q), 1)
+            k, v = self._heads(F.linear(x, weight[D:], b_kv), 2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        B, H, N, K = out.shape
+        out = self.proj(out.transpose(1, 2).reshape(B, N, H * K))
+        return F.dropout(out, self.dropout, self.training) if self.dropout else out
+
+    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """`parts` views (B,H,N,K) of x (B,N,parts*D), without a copy."""
+        B, N, _ = x.shape
+        return x.view(B, N, parts, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attendable(mask: Tensor | None, causal: bool, length: int, device: torch.device) -> Tensor | None:
+    """The mask that every block shares: None, (B,1,1,N) for padding, (B,1,N,N) for padding under causality.
+
+    Pure causality stays None, since the attention kernel's own flag skips half of the work.
+
+    Args:
+        mask: (B,N) bool, True = real token, or None.
+        causal: whether token n sees tokens 0..n only.
+        length: N.
+        device: where the triangle is made.
+    """
+    if mask is None:
+        return None
+    keys = mask[:, None, None, :]
+    if not causal:
+        return keys
+    return keys & torch.ones(length, length, dtype=torch.bool, device=device).tril_()

@@ -1,0 +1,130 @@
+"""The text tower: token ids -> tokens -> core -> pool -> head.
+
+Shape letters: B batch, L length, D width, E embedding width.
+Source: LiT (arXiv:2111.07991) and big_vision `text_transformer.py` (bidirectional); CLIP
+(causal); BERT (post-norm).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmvit.heads.pool import TokenPool
+from mmvit.heads.project import Head
+from mmvit.models.build import build_core, build_tower_pool
+from mmvit.models.config import TextTowerConfig
+from mmvit.tokens.text import TextEmbed
+from mmvit.types import Encoded, Tokens
+
+
+class TextTower(nn.Module):
+    """Token ids (B,L) with a mask (B,L) -> features (B,D) -> embedding (B,E).
+
+    State dict: `tok_embed.weight`, `pos_embed`, `core.*`, `pool.*`, `head.*`.
+    Init as big_vision: token table and positions N(0, 1/sqrt(D)), xavier kernels, LeCun-normal head.
+    Differs: CLIP's own text init (N(0, 0.02) table, depth-scaled projections) is not offered.
+
+    Args:
+        config: what to build.
+
+    Raises:
+        ValueError: a configuration that contradicts itself; the message names the field.
+    """
+
+    def __init__(self, config: TextTowerConfig) -> None:
+        super().__init__()
+        width = config.core.width
+        self.config = config
+        self.tok_embed = TextEmbed(config.vocab_size, width)
+        self.pos_embed = nn.Parameter(torch.empty(1, config.context_length, width))
+        self.core = build_core(config.core)
+        self.pool = build_tower_pool(config.pool, config.core)
+        self.head = Head(width, config.embed_dim, bias=config.head_bias)
+        self.reset_parameters()
+
+    @property
+    def width(self) -> int:
+        """D, the width of the features."""
+        return self.config.core.width
+
+    @property
+    def embed_dim(self) -> int:
+        """E, the width of the embedding."""
+        return self.head.embed_dim
+
+    def reset_parameters(self) -> None:
+        """Positions N(0, 1/sqrt(D))."""
+        nn.init.normal_(self.pos_embed, std=self.width**-0.5)
+
+    def set_checkpointing(self, on: bool = True) -> None:
+        """Trade time for memory: recompute each block in the backward pass."""
+        self.core.set_checkpointing(on)
+
+    def tokens(self, ids: Tensor, mask: Tensor | None = None) -> Tokens:
+        """What the core will see, (B,L,D); without a mask when padding is not hidden from attention.
+
+        Args:
+            ids: (B,L) int64.
+            mask: (B,L) bool, True = real token, None = all real.
+
+        Raises:
+            ValueError: wrong shapes, or a text longer than the context.
+        """
+        tokens = self.tok_embed(ids, mask, self.pos_embed)
+        return tokens if self.config.pad_mask else dataclasses.replace(tokens, mask=None)
+
+    def forward_tokens(self, ids: Tensor, mask: Tensor | None = None, layers: Sequence[int] = ()) -> Encoded:
+        """Every token (B,L,D) after the final norm, and the layers asked for.
+
+        Args:
+            ids: as `tokens` takes them.
+            mask: likewise.
+            layers: block numbers from 1, or negative from the end; their outputs are before the final norm.
+        """
+        return self.core(self.tokens(ids, mask), layers)
+
+    def features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pooled output (B,D) before the head.
+
+        Args:
+            ids: (B,L) int64.
+            mask: (B,L) bool, True = real token, None = all real.
+
+        Raises:
+            ValueError: wrong shapes, a text longer than the context, or, for the pooling "last" of a tower
+                that attends its padding, a text that is not padded to the whole context.
+        """
+        L, context = ids.shape[-1], self.config.context_length
+        if self.config.pool == "last" and not self.config.pad_mask and context != L:
+            raise ValueError(
+                f"text is padded to {L} tokens, but pool='last' with pad_mask=False reads position "
+                f"{context - 1}: pad to the context length (pad_to='context')"
+            )
+        # Nothing to hide: attention without a mask is faster. On a GPU asking would wait for the device.
+        if (
+            mask is not None
+            and mask.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and mask.all()
+        ):
+            mask = None
+        if isinstance(self.pool, TokenPool):
+            return self.core.forward_one(self.tokens(ids, mask), self.pool.index(mask))
+        encoded = self.forward_tokens(ids, mask)
+        if (
+            self.config.pool != "map"
+        ):  # padding that is attended is pooled by attention too, but never averaged
+            encoded.mask = mask
+        return self.pool(encoded)
+
+    def project(self, features: Tensor) -> Tensor:
+        """The embedding (B,E) float32 of features (B,D), not normalised."""
+        return self.head(features)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The embedding (B,E) float32 of token ids (B,L), not normalised."""
+        return self.project(self.features(ids, mask))

@@ -1,0 +1,36 @@
+"""Keeping a subset of the grid tokens: one gather that all sparse methods share.
+
+Shape letters: B batch, N grid tokens, K kept grid tokens, P leading special tokens, D width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, cat
+
+from mmvit.types import Tokens
+
+
+def select(tokens: Tokens, keep: Tensor) -> Tokens:
+    """`tokens` with only the grid tokens `keep`, in that order; special tokens all stay.
+
+    Positions must already be added. `kept` of the result always indexes the full grid, also when tokens were
+    dropped before.
+
+    Args:
+        tokens: (B,P+N,D).
+        keep: (B,K) int64, indices 0..N-1 into the grid tokens that are present.
+
+    Raises:
+        ValueError: `keep` is not (B,K) int64.
+    """
+    B, _, D = tokens.values.shape
+    if keep.ndim != 2 or keep.shape[0] != B or keep.dtype.is_floating_point:
+        raise ValueError(f"keep is {tuple(keep.shape)} {keep.dtype}, expected (B,K) int64 indices with B={B}")
+    P = tokens.prefix
+    grid = tokens.values[:, P:].gather(1, keep[..., None].expand(-1, -1, D))
+    mask = tokens.mask
+    if mask is not None:
+        mask = cat([mask[:, :P], mask[:, P:].gather(1, keep)], dim=1)
+    values = cat([tokens.values[:, :P], grid], dim=1) if P else grid
+    kept = keep if tokens.kept is None else tokens.kept.gather(1, keep)
+    return Tokens(values, tokens.grid, P, mask, kept)
