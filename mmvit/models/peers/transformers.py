@@ -8,6 +8,8 @@ Of a pair (CLIPModel, SiglipModel, ...) the image side is taken. Folders are tho
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,14 @@ def read(source: str, arguments: dict[str, Any], image_size: tuple[int, int] | N
     where = str(folder) if folder is not None else source
     if folder is not None and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"'{folder}' has no config.json: expected a folder saved by transformers")
-    whole, found = transformers.AutoModel.from_pretrained(
-        where,
-        output_loading_info=True,
-        local_files_only=folder is not None,
-        use_safetensors=True,
-        **arguments,
-    )
+    with _quiet(transformers):
+        whole, found = transformers.AutoModel.from_pretrained(
+            where,
+            output_loading_info=True,
+            local_files_only=folder is not None,
+            use_safetensors=True,
+            **arguments,
+        )
     missing = [name for name in found["missing_keys"] if not name.startswith("pooler.dense")]
     if missing or found["mismatched_keys"]:
         raise ValueError(f"{where}: the weights do not fill {type(whole).__name__}: {missing[:8]}")
@@ -64,17 +67,15 @@ def describe(module: Any, image_size: tuple[int, int] | None = None, folder: Pat
         saved = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     own = _NORMALISATION.get(module.config.model_type, {})
     size, preprocess = _preprocess(saved, getattr(module.config, "image_size", 224))
-    numbers: dict[str, Any] = {
-        "mean": saved.get("image_mean", own.get("mean")),
-        "std": saved.get("image_std", own.get("std")),
-    }
+    given = {"mean": saved.get("image_mean"), "std": saved.get("image_std")}
+    numbers: dict[str, Any] = own | {k: tuple(v) for k, v in given.items() if v is not None}
     config = ForeignImageTowerConfig(
         library="transformers",
         name=type(module).__name__,
         width=0,
         arguments=arguments,
         image_size=image_size or size,
-        **{k: tuple(v) for k, v in numbers.items() if v is not None},
+        **numbers,
     )
     return Peer(module=module, config=config, preprocess=preprocess)
 
@@ -97,6 +98,20 @@ def features(module: Any, pixels: Tensor) -> Tensor:
         if getattr(out, name, None) is not None:
             return getattr(out, name).flatten(1)
     return out.last_hidden_state[:, 0]
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without progress bars and tables of names: what they tell is checked by the caller."""
+    level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()
 
 
 def _interpolates(module: Any) -> bool:

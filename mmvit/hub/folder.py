@@ -1,0 +1,287 @@
+"""One folder holds a model: weights, config, preprocessing, tokenizer, card. Written whole or not at all.
+
+  config.json         format, schema_version, kind, model (the config dataclass), fingerprints of the others
+  model.safetensors   weights; never a pickle
+  preprocess.json     how pictures are resized, for models that see pictures
+  tokenizer/          for models that read text
+  README.md           the model card
+Loading needs no network. A part that does not match its fingerprint is an error, not a worse number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from mmvit.data.image import ImagePreprocess
+from mmvit.data.text import Tokenizer, load_tokenizer
+from mmvit.errors import UserError, nearest
+from mmvit.hub.card import card_text
+from mmvit.hub.convert.keymap import fill
+from mmvit.hub.convert.weight_files import read_safetensors
+from mmvit.hub.fingerprint import combine, portable, weights_fingerprint
+from mmvit.hub.plain import from_plain, kind_of, to_plain
+from mmvit.models.config import ImageTowerConfig
+from mmvit.models.presets import build_model
+
+SCHEMA_VERSION = 1
+_KEYS = (
+    "format",
+    "schema_version",
+    "mmvit_version",
+    "kind",
+    "model",
+    "fingerprint",
+    "weights_fingerprint",
+    "preprocess_fingerprint",
+    "tokenizer_fingerprint",
+    "card",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What a folder held.
+
+    Attributes:
+        model: in eval mode, on the CPU.
+        preprocess: how its pictures are resized, None for a text tower.
+        tokenizer: None for an image tower.
+        config: config.json as it was read.
+        fingerprint: of model and preprocessing together.
+    """
+
+    model: nn.Module
+    preprocess: ImagePreprocess | None
+    tokenizer: Tokenizer | None
+    config: dict[str, Any]
+    fingerprint: str
+
+
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    preprocess: ImagePreprocess | None = None,
+    tokenizer: Tokenizer | None = None,
+    card: dict[str, Any] | None = None,
+) -> str:
+    """Writes the model's folder, replacing one of ours that is there already; returns the fingerprint.
+
+    Args:
+        model: a tower, pair or classifier.
+        path: the folder to write; appears complete or not at all.
+        preprocess: needed by models that see pictures.
+        tokenizer: needed by models that read text.
+        card: facts for README.md and config.json: license, data, metrics, base_models, notes, ...
+
+    Raises:
+        ValueError: the preprocessing or tokenizer is missing or does not fit the model.
+        FileExistsError: `path` holds something that is not a saved model.
+    """
+    config = getattr(model, "config", None)
+    kind = kind_of(config)
+    _check_parts(config, kind, preprocess, tokenizer)
+    path = Path(path)
+    _check_replaceable(path)
+    state = {name: portable(value) for name, value in model.state_dict().items()}
+    weights = weights_fingerprint(state)
+    described: dict[str, Any] = {
+        "format": "mmvit",
+        "schema_version": SCHEMA_VERSION,
+        "mmvit_version": _version(),
+        "kind": kind,
+        "model": to_plain(config),
+        "fingerprint": combine(weights, config, preprocess),
+        "weights_fingerprint": weights,
+        "preprocess_fingerprint": preprocess.fingerprint() if preprocess else None,
+        "tokenizer_fingerprint": tokenizer.fingerprint() if tokenizer else None,
+        "card": card or {},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        save_file(state, half / "model.safetensors", metadata={"format": "pt"})
+        if preprocess:
+            _write_json(half / "preprocess.json", preprocess.to_dict())
+        if tokenizer:
+            tokenizer.save(half / "tokenizer")
+        (half / "README.md").write_text(card_text(path.name, described, model), encoding="utf-8")
+        _write_json(half / "config.json", described)
+        for private in (half, half / "model.safetensors"):  # both were made for our eyes only
+            private.chmod(0o755 if private.is_dir() else 0o644)
+        _swap(half, path)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    return described["fingerprint"]
+
+
+def load(path: str | os.PathLike[str]) -> Loaded:
+    """The model in a folder, with its preprocessing and tokenizer, checked part by part.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is not there.
+        ValueError: a file is damaged, does not match its fingerprint, or says something unknown.
+    """
+    path = Path(path)
+    config = read_config(path)
+    model_config = from_plain(config["kind"], config["model"], str(path / "config.json"))
+    preprocess, tokenizer = _load_preprocess(path, config), _load_tokenizer(path, config)
+    state = read_safetensors(path / "model.safetensors")
+    weights = weights_fingerprint(state)
+    _match(path / "model.safetensors", weights, config.get("weights_fingerprint"))
+    model = build_model(model_config)
+    fill(model, state, source=str(path / "model.safetensors"))
+    _check_parts(model_config, config["kind"], preprocess, tokenizer)
+    return Loaded(
+        model=model.eval(),
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        config=config,
+        fingerprint=combine(weights, model_config, preprocess),
+    )
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """config.json of a saved model, its outer keys checked.
+
+    Raises:
+        FileNotFoundError: no folder, or no config.json in it.
+        ValueError: not one of our configs, an unknown key, or a newer schema.
+    """
+    file = Path(path) / "config.json"
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"no model folder at '{path}'")
+    if not file.is_file():
+        raise FileNotFoundError(f"'{path}' has no config.json: it is not a saved mmvit model")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{file}' is not valid JSON: {error}") from None
+    if not isinstance(config, dict) or config.get("format") != "mmvit":
+        raise ValueError(f"'{file}' was not written by mmvit; read a peer's folder as 'library:{path}'")
+    if config.get("schema_version") != SCHEMA_VERSION:
+        found = config.get("schema_version")
+        raise ValueError(
+            f"'{file}' has schema_version {found}, this mmvit reads {SCHEMA_VERSION}: update mmvit"
+        )
+    for key in config:
+        if key not in _KEYS:
+            raise ValueError(f"'{file}': unknown key '{key}': {nearest(key, _KEYS)}")
+    for key in ("kind", "model"):
+        if key not in config:
+            raise ValueError(f"'{file}': '{key}' is missing")
+    return config
+
+
+def is_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a model that loads; a cheap check that reads no weights."""
+    try:
+        config = read_config(path)
+    except (FileNotFoundError, ValueError):
+        return False
+    parts = {"preprocess_fingerprint": "preprocess.json", "tokenizer_fingerprint": "tokenizer"}
+    needed = ["model.safetensors", *(file for key, file in parts.items() if config.get(key))]
+    return all((Path(path) / name).exists() for name in needed)
+
+
+def _load_preprocess(path: Path, config: dict[str, Any]) -> ImagePreprocess | None:
+    file, wanted = path / "preprocess.json", config.get("preprocess_fingerprint")
+    if not wanted:
+        return None
+    if not file.is_file():
+        raise FileNotFoundError(f"'{file}' is missing: the model cannot be fed without it")
+    try:
+        preprocess = ImagePreprocess.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (UserError, TypeError, ValueError) as error:
+        raise ValueError(f"'{file}': {error}") from None
+    _match(file, preprocess.fingerprint(), wanted)
+    return preprocess
+
+
+def _load_tokenizer(path: Path, config: dict[str, Any]) -> Tokenizer | None:
+    folder, wanted = path / "tokenizer", config.get("tokenizer_fingerprint")
+    if not wanted:
+        return None
+    if not folder.is_dir():
+        raise FileNotFoundError(f"'{folder}' is missing: the model cannot read text without it")
+    try:
+        tokenizer = load_tokenizer(folder)
+    except UserError as error:
+        raise ValueError(f"'{folder}': {error}") from None
+    _match(folder, tokenizer.fingerprint(), wanted)
+    return tokenizer
+
+
+def _match(file: Path, found: str, wanted: str | None) -> None:
+    if wanted is not None and found != wanted:
+        raise ValueError(
+            f"'{file}' is not the one this model was saved with (fingerprint {found[:12]}, config.json says "
+            f"{wanted[:12]}): restore the file, or load, change and save the model to make the change its own"
+        )
+
+
+def _check_parts(
+    config: Any, kind: str, preprocess: ImagePreprocess | None, tokenizer: Tokenizer | None
+) -> None:
+    """Raises ValueError when a model lacks what it is fed through, or gets one that does not fit it."""
+    image, text = {
+        "dual_encoder": lambda: (config.image, config.text),
+        "image_tower": lambda: (config, None),
+        "text_tower": lambda: (None, config),
+        "image_classifier": lambda: (config.tower, None),
+    }[kind]()
+    if image is not None and preprocess is None:
+        raise ValueError(f"a {kind} needs its preprocessing: pass preprocess=ImagePreprocess(size=...)")
+    if text is not None and tokenizer is None:
+        raise ValueError(f"a {kind} needs its tokenizer: pass tokenizer=...")
+    if (
+        isinstance(image, ImageTowerConfig)
+        and preprocess
+        and any(s % image.patch_size for s in preprocess.size)
+    ):
+        raise ValueError(f"preprocess.size {preprocess.size} is no multiple of patch_size={image.patch_size}")
+    if text is not None and tokenizer is not None:
+        if tokenizer.vocab_size > text.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the text tower {text.vocab_size}"
+            )
+        if tokenizer.context_length > text.context_length:
+            raise ValueError(
+                f"the tokenizer gives {tokenizer.context_length} tokens, the text tower takes "
+                f"{text.context_length}: use tokenizer.with_context({text.context_length})"
+            )
+
+
+def _check_replaceable(path: Path) -> None:
+    if path.exists() and not (path / "config.json").is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"'{path}' exists and is no saved model: choose another folder")
+
+
+def _swap(half: Path, path: Path) -> None:
+    """Puts `half` in the place of `path`; the old one is moved aside first: a crash loses neither."""
+    if not path.exists():
+        os.replace(half, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    os.replace(path, old / "model")
+    os.replace(half, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_json(file: Path, data: Any) -> None:
+    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("mmvit")

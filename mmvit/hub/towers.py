@@ -1,0 +1,68 @@
+"""One tower by name: a saved tower, one side of a saved pair, or (for pictures) any peer library's model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mmvit.data.image import ImagePreprocess
+from mmvit.data.text import Tokenizer
+from mmvit.errors import nearest
+from mmvit.hub.folder import load
+from mmvit.models.foreign import ForeignImageTower, read_peer
+from mmvit.models.peers import LIBRARIES
+
+
+def load_image_tower(
+    spec: str | Path, *, image_size: tuple[int, int] | None = None, weights: bool = True, **arguments: Any
+) -> tuple[nn.Module, ImagePreprocess]:
+    """An image tower with its weights, in eval mode, and the preprocessing it wants.
+
+    Args:
+        spec: a folder of ours (an image tower or a pair), "library:folder" as a peer saved it, or
+            "library:name" (published weights are fetched; needs the network).
+        image_size: (height, width) to feed it instead of its own.
+        weights: False takes random weights for a peer's name.
+        arguments: passed on to a peer's constructor.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: an unknown library or model, a damaged folder, or a model without an image side.
+    """
+    library = str(spec).partition(":")[0]
+    if library in LIBRARIES:
+        peer = read_peer(str(spec), image_size=image_size, weights=weights, **arguments)
+        tower = ForeignImageTower.wrap(peer)
+        return tower.eval(), ImagePreprocess(size=tower.config.image_size, **peer.preprocess)
+    if not Path(spec).exists() and ":" in str(spec):
+        raise ValueError(f"'{spec}' is neither a folder nor 'library:name': {nearest(library, LIBRARIES)}")
+    loaded = load(spec)
+    side = _side(loaded.model, "image", loaded.config["kind"], spec)
+    assert loaded.preprocess is not None
+    size = image_size or loaded.preprocess.size
+    return side, ImagePreprocess(**loaded.preprocess.to_dict() | {"size": size})
+
+
+def load_text_tower(spec: str | Path) -> tuple[nn.Module, Tokenizer]:
+    """A text tower with its weights, in eval mode, and its tokenizer.
+
+    Args:
+        spec: a folder of ours: a text tower or a pair.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: a damaged folder, or a model without a text side.
+    """
+    loaded = load(spec)
+    assert loaded.tokenizer is not None or loaded.config["kind"] not in ("text_tower", "dual_encoder")
+    return _side(loaded.model, "text", loaded.config["kind"], spec), loaded.tokenizer  # type: ignore[return-value]
+
+
+def _side(model: nn.Module, side: str, kind: str, spec: str | Path) -> nn.Module:
+    if kind == "dual_encoder":
+        return getattr(model, side)
+    if kind != f"{side}_tower":
+        raise ValueError(f"'{spec}' holds a {kind}, expected one of {side}_tower or dual_encoder")
+    return model
