@@ -1,0 +1,93 @@
+"""Which captions a sample has, which one is drawn, and which samples "show the same".
+
+`key.txt` is the main caption; the JSON's "texts" adds more: a list, or {"en": [...], "fr": [...]} by
+language.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmvit.data.pixels import BadSample
+
+LONGEST = 32_768
+
+
+def read_text(data: bytes) -> str:
+    """The caption in a .txt member, outer white space removed.
+
+    Raises:
+        BadSample: text-not-utf8, or text-too-long (above 32,768 characters: no caption, and slow to
+            tokenize).
+    """
+    try:
+        text = data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadSample("text-not-utf8", f"byte {error.start} is {data[error.start]:#x}") from None
+    if len(text) > LONGEST:
+        raise BadSample("text-too-long", f"{len(text)} characters, at most {LONGEST}")
+    return text
+
+
+def read_json(data: bytes) -> dict[str, Any]:
+    """The object in a .json member.
+
+    Raises:
+        BadSample: json-unreadable: not UTF-8, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("json-unreadable", str(error)[:80]) from None
+    if not isinstance(content, dict):
+        raise BadSample("json-unreadable", f"an object was expected, this is a {type(content).__name__}")
+    return content
+
+
+def all_captions(raw: Mapping[str, bytes], meta: Mapping[str, Any], languages: Sequence[str]) -> list[str]:
+    """The sample's captions, main one first, empty and repeated ones left out.
+
+    Args:
+        raw: members by extension.
+        meta: the JSON.
+        languages: keys of "texts" to use, in this order; ("*",) = all. A plain list counts as every language.
+
+    Raises:
+        BadSample: text-missing, text-empty, or as `read_text`.
+    """
+    found = [read_text(raw["txt"])] if "txt" in raw else []
+    texts = meta.get("texts", [])
+    if isinstance(texts, Mapping):
+        wanted = sorted(texts) if "*" in languages else languages
+        texts = [text for language in wanted for text in _as_list(texts.get(language, []))]
+    found += [t.strip() for t in _as_list(texts) if isinstance(t, str) and len(t) <= LONGEST]
+    captions = [text for text in dict.fromkeys(found) if text]
+    if not captions:
+        raise BadSample("text-empty" if "txt" in raw or found else "text-missing")
+    return captions
+
+
+def choose(captions: Sequence[str], how: str, rng: random.Random, first_rate: float = 0.0) -> str:
+    """One caption: the first, or ("random") the first at `first_rate`, else any, all equally likely."""
+    if how == "first" or len(captions) == 1 or rng.random() < first_rate:
+        return captions[0]
+    return captions[rng.randrange(len(captions))]
+
+
+def group_of(value: str | int) -> int:
+    """63-bit hash of a caption or label, the same whatever the case, spacing or final stop."""
+    text = unicodedata.normalize("NFKC", str(value)).casefold()
+    text = " ".join(text.split()).rstrip(".").strip()
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        return [value]
+    return list(value) if isinstance(value, list | tuple) else []

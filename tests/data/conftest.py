@@ -1,0 +1,81 @@
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmvit.data.text_sentencepiece import SentencePieceTokenizer, train_sentencepiece
+from mmvit.data.write import ShardWriter
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A smooth random RGB picture."""
+    small = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """picture(width, height, seed) -> PIL picture."""
+    return noise
+
+
+@pytest.fixture(scope="session")
+def image_bytes():
+    """image_bytes(PIL picture, format, **options) -> bytes."""
+    return encode
+
+
+@pytest.fixture(scope="session")
+def write_shards():
+    """write_shards(folder/name, samples, samples per shard) -> pattern; sample i is called s0000i."""
+
+    def write(path: Path, count: int, per_shard: int = 7, prefix: str = "s", **meta) -> str:
+        with ShardWriter(path, per_shard, meta=meta) as writer:
+            for i in range(count):
+                writer.write(f"{prefix}{i:05d}", {
+                    "png": encode(noise(12, 12, i)),
+                    "txt": f"{prefix} caption {i}",
+                    "json": {"label": i % 3, "texts": {"en": [f"other {i}", ""], "de": [f"auch {i}"]}},
+                    "npy": np.full((2, 4), i, np.float16) + np.array([[0], [0.5]], np.float16),
+                })  # fmt: skip
+        return str(path.parent)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory, write_shards) -> str:
+    """A folder with 60 samples in 9 shards of 7 (the last of 4)."""
+    return write_shards(tmp_path_factory.mktemp("shards") / "train", 60)
+
+
+@pytest.fixture
+def raw_tar(tmp_path):
+    """raw_tar(name, [(member, bytes), ...]) -> path of a tar written without the writer's care."""
+
+    def write(name: str, members: list[tuple[str, bytes]]) -> str:
+        path = tmp_path / name
+        with tarfile.open(path, "w") as tar:
+            for member, data in members:
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def sentencepiece() -> SentencePieceTokenizer:
+    captions = [f"a photo of a {c} {t}" for c in ("red", "blue", "green") for t in ("fox", "dog", "volcano")]
+    model, _ = train_sentencepiece(captions, 400)
+    return SentencePieceTokenizer(model, context_length=8)
