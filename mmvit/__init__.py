@@ -1,6 +1,6 @@
 """One vision transformer for every modality.
 
-The public names below are imported on first use, so that `import mmvit` costs little more than `import torch`.
+The public names below are imported on first use, so that `import mmvit` itself costs next to nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the project talks to a user who made a mistake: one clear line, never a traceback from inside a library."""
+"""How the project talks to a user who made a mistake: one clear line, no traceback from inside a library."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ class Batch:
         moved: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            moved[f.name] = value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            is_tensor = isinstance(value, Tensor)
+            moved[f.name] = value.to(device, non_blocking=non_blocking) if is_tensor else value
         return Batch(**moved)
 
     def rows(self, start: int, stop: int) -> Batch:
@@ -139,7 +140,7 @@ class Boxes:
     Attributes:
         values: (M,4) float32.
         format: "xyxy" (corners) or "cxcywh" (centre and size).
-        frame: (height, width) of the picture in pixels when values are pixels, None when they are fractions 0..1.
+        frame: (height, width) of the picture when values are pixels, None when they are fractions 0..1.
     """
 
     values: Tensor

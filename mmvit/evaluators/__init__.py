@@ -1,1 +1,1 @@
-
+"""Embeddings in, numbers out: zero-shot classification and retrieval, for any modality."""

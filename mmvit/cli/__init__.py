@@ -1,0 +1,1 @@
+"""Console programs: small mains over the library, one clear line for every mistake."""

@@ -1,0 +1,169 @@
+"""Results of several runs side by side: one block per split, one row per run, chance as the last row.
+
+The terminal's table and the HTML report are made from the same `blocks`.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmvit.errors import need
+
+# (heading, column, task, metric, metric of chance); image_retrieval = texts ask, images are found.
+COLUMNS = (
+    ("zero-shot", "top-1", "zero_shot_classification", "acc1", "chance_acc1"),
+    ("zero-shot", "top-5", "zero_shot_classification", "acc5", "chance_acc5"),
+    *(
+        (heading, f"R@{k}", "zero_shot_retrieval", f"{found}_recall@{k}", f"{found}_chance@{k}")
+        for heading, found in (("text → image", "image_retrieval"), ("image → text", "text_retrieval"))
+        for k in (1, 5, 10)
+    ),
+)
+
+
+@dataclass
+class Block:
+    """The runs on one split.
+
+    Attributes:
+        split: "corpus test_style/emoji".
+        size: "2,929 pictures, 1,520 classes".
+        rows: (run, percentages in the order of COLUMNS; None = not measured).
+        chance: percentages of a random order.
+    """
+
+    split: str
+    size: str
+    rows: list[tuple[str, list[float | None]]]
+    chance: list[float | None]
+
+    def best(self) -> list[float | None]:
+        """The largest value of each column, None where nobody measured it or only one run did."""
+        columns = zip(*(values for _, values in self.rows), strict=True)
+        found = [[v for v in column if v is not None] for column in columns]
+        return [max(values) if len(values) > 1 else None for values in found]
+
+
+def run_name(model: str) -> str:
+    """The run's folder for "runs/NAME/model" and "runs/NAME/checkpoints/…", else the last folder."""
+    parts = Path(model).parts
+    for before, part in itertools.pairwise(parts):
+        if part in ("model", "checkpoints"):
+            return before
+    return parts[-1] if parts else model
+
+
+def blocks(results: Sequence[Mapping[str, Any]], names: Mapping[str, str] | None = None) -> list[Block]:
+    """One block per (dataset, split), in the order in which they occur; later results replace earlier ones.
+
+    Args:
+        results: result objects of both tasks.
+        names: model -> what the row is called; otherwise the run's folder.
+    """
+    order: dict[tuple[str, str], dict[str, dict[str, Mapping[str, Any]]]] = {}
+    for found in results:
+        runs = order.setdefault((found["dataset"], found["split"]), {})
+        name = (names or {}).get(found["model"], run_name(found["model"]))
+        runs.setdefault(name, {})[found["task"]] = found
+    made = []
+    for (dataset, split), runs in order.items():
+        rows = [
+            (run, [_percent(tasks, column[2], column[3]) for column in COLUMNS])
+            for run, tasks in runs.items()
+        ]
+        lucky = [[_percent(tasks, column[2], column[4]) for column in COLUMNS] for tasks in runs.values()]
+        chance = [next((v for v in values if v is not None), None) for values in zip(*lucky, strict=True)]
+        made.append(Block(f"{dataset} {split}".strip(), _size(runs), rows, chance))
+    return made
+
+
+def comparison_table(
+    results: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str] | None = None,
+    terminal: bool | None = None,
+) -> str:
+    """The blocks as text, in percent: with colours and rules for a terminal, else plain aligned columns.
+
+    Args:
+        results: result objects of both tasks.
+        names: model -> what the row is called.
+        terminal: None = whether stdout is one.
+    """
+    if terminal is None:
+        terminal = sys.stdout.isatty()
+    draw = _rich if terminal else _plain
+    return "\n\n".join(draw(block) for block in blocks(results, names))
+
+
+def percent(value: float | None) -> str:
+    """One decimal, two below one percent, a dash for what was not measured."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if 0 < value < 0.995 else f"{value:.1f}"
+
+
+def _plain(block: Block) -> str:
+    used = _used(block)
+    groups = [list(g) for _, g in itertools.groupby(used, lambda i: COLUMNS[i][0])]
+    rows = [*block.rows, ("chance", block.chance)]
+    left = max(len(name) for name, _ in rows)
+
+    def line(name: str, cells: Sequence[str]) -> str:
+        return " │".join([name.ljust(left), *cells]).rstrip()
+
+    lines = [f"{block.split}: {block.size}; percent"]
+    lines.append(line("", [f" {COLUMNS[group[0]][0]:<{7 * len(group) - 1}}" for group in groups]))
+    lines.append(line("", ["".join(f"{COLUMNS[i][1]:>7}" for i in group) for group in groups]))
+    for name, values in rows:
+        lines.append(line(name, ["".join(f"{percent(values[i]):>7}" for i in group) for group in groups]))
+    return "\n".join(lines)
+
+
+def _rich(block: Block) -> str:
+    box = need("rich.box").SIMPLE
+    table = need("rich.table").Table(box=box, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
+    used, previous = _used(block), ""
+    for i in used:
+        heading, column = COLUMNS[i][:2]
+        # The heading stands once, over the first column of its group, so that 80 characters are enough.
+        table.add_column(f"{heading if heading != previous else ''}\n{column}", justify="right", no_wrap=True)
+        previous = heading
+    best = block.best()
+    for name, values in block.rows:
+        cells = [percent(values[i]) for i in used]
+        top = [values[i] is not None and values[i] == best[i] for i in used]
+        table.add_row(name, *(f"[bold green]{c}[/]" if t else c for c, t in zip(cells, top, strict=True)))
+    table.add_section()
+    table.add_row("chance", *(percent(block.chance[i]) for i in used), style="dim")
+    text = io.StringIO()
+    console = need("rich.console").Console(file=text, force_terminal=True, width=100)
+    console.print(f"[bold]{block.split}[/]: {block.size}; percent", highlight=False)
+    console.print(table)
+    return text.getvalue().rstrip()
+
+
+def _used(block: Block) -> list[int]:
+    """The columns that some run measured."""
+    return [i for i in range(len(COLUMNS)) if any(values[i] is not None for _, values in block.rows)]
+
+
+def _percent(tasks: Mapping[str, Mapping[str, Any]], task: str, metric: str) -> float | None:
+    value = tasks.get(task, {}).get("metrics", {}).get(metric)
+    return None if value is None else 100 * float(value)
+
+
+def _size(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    found = next(iter(runs.values()))
+    parts = [f"{next(iter(found.values()))['n']:,} samples"]
+    if "zero_shot_classification" in found:
+        parts.append(f"{found['zero_shot_classification']['metrics']['classes']:,} classes")
+    if "zero_shot_retrieval" in found:
+        parts.append(f"{found['zero_shot_retrieval']['metrics']['image_retrieval_n']:,} captions")
+    return ", ".join(parts)
