@@ -15,7 +15,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmvit.cli.options import read
 from mmvit.cli.pair import embed, open_pair, texts_of
 from mmvit.cli.report import facts, gallery, page
 from mmvit.cli.report.runs import RunFolder, read_run
@@ -24,6 +23,7 @@ from mmvit.evaluators.image_text import read_facts, zero_shot
 from mmvit.evaluators.results import dataset_and_split, read_results
 from mmvit.evaluators.table import blocks, comparison_table
 from mmvit.hub.fingerprint import fingerprint
+from mmvit.options import parse
 from mmvit.tasks.towers import bare
 
 
@@ -164,7 +164,7 @@ def _timing(file: str) -> dict[str, float]:
 @one_line
 def main() -> None:
     """Writes the report and prints the comparison table."""
-    config = read(Config, description=__doc__)
+    config = parse(Config, description=__doc__ or "")
     if not config.runs:
         raise UserError("--runs names no run folder")
     html, table = build(config)

@@ -16,13 +16,13 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from mmvit.cli.options import read
 from mmvit.cli.pair import Pair, embed, open_pair, texts_of
 from mmvit.errors import UserError, one_line
 from mmvit.evaluators.image_text import retrieval
 from mmvit.evaluators.results import result, write_results
 from mmvit.evaluators.table import comparison_table
 from mmvit.hub.fingerprint import fingerprint
+from mmvit.options import parse
 from mmvit.tasks.towers import bare
 
 
@@ -127,7 +127,7 @@ def index_lines(found: dict) -> str:
 @one_line
 def main() -> None:
     """Measures every --data, prints the table, writes --out."""
-    config = read(Config, description=__doc__)
+    config = parse(Config, description=__doc__ or "")
     if not config.data:
         raise UserError("--data names no shards")
     pair = open_pair(config.model, config.device)

@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from mmvit.cli.options import read
 from mmvit.cli.pair import Pair, embed, open_pair, texts_of
 from mmvit.errors import UserError, one_line
 from mmvit.evaluators.classes import read_classes, read_templates
@@ -22,6 +21,7 @@ from mmvit.evaluators.image_text import zero_shot
 from mmvit.evaluators.results import result, write_results
 from mmvit.evaluators.table import comparison_table
 from mmvit.hub.fingerprint import fingerprint
+from mmvit.options import parse
 from mmvit.tasks.towers import bare
 
 
@@ -110,7 +110,7 @@ def evaluate(config: Config, pair: Pair, urls: str) -> dict:
 @one_line
 def main() -> None:
     """Measures every --data, prints the table, writes --out."""
-    config = read(Config, description=__doc__)
+    config = parse(Config, description=__doc__ or "")
     if not config.data:
         raise UserError("--data names no shards")
     pair = open_pair(config.model, config.device)

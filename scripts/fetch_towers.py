@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from mmvit.errors import UserError, one_line
 from mmvit.hub import folder
+from mmvit.options import parse
 
 Name = Literal["efficientnet_lite0", "dinov2_small_focus", "minilm"]
 
@@ -221,7 +220,7 @@ def build(name: Name, config: Config) -> None:
 @one_line
 def main() -> None:
     """Writes every tower that was asked for."""
-    config = tyro.cli(Config, description=__doc__)
+    config = parse(Config, description=__doc__ or "")
     if not 1 <= config.dinov2_depth <= 12:
         raise UserError(f"--dinov2-depth is {config.dinov2_depth}, expected 1..12")
     for name in config.only or tuple(TOWERS):

@@ -26,13 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from mmvit.data.decode import PICTURES
 from mmvit.data.pixels import BadSample, open_image
 from mmvit.data.validate import validate
 from mmvit.data.write import ShardWriter, rebuild_index
 from mmvit.errors import UserError, nearest, one_line
+from mmvit.options import parse
 
 _BESIDE = ("txt", "json", "npy", "wav", "flac", "mp3", "mp4", "mask.png")
 
@@ -82,7 +81,7 @@ class Item:
 @one_line
 def main() -> None:
     """Runs the command line."""
-    config = tyro.cli(Config, description=__doc__)
+    config = parse(Config, description=__doc__ or "")
     if config.validate:
         report = validate(config.validate)
         print("\n".join(report.lines()))

@@ -11,13 +11,12 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-import tyro
-
 from mmvit.data.decode import Decoder
 from mmvit.data.draws import Skips
 from mmvit.data.loader import open_sources
 from mmvit.data.text_sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from mmvit.errors import UserError, one_line
+from mmvit.options import parse
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Config:
 @one_line
 def main() -> None:
     """Runs the command line."""
-    config = tyro.cli(Config, description=__doc__)
+    config = parse(Config, description=__doc__ or "")
     if not config.data or not config.out:
         raise UserError("give --data SHARDS and --out FOLDER")
     captions = read_captions(config)

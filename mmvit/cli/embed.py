@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from mmvit.api import Embedder, load
-from mmvit.cli.options import read
 from mmvit.cli.pair import find_device, progress
 from mmvit.data.decode import PICTURES
 from mmvit.data.pixels import BadSample
 from mmvit.data.shards import ShardIndex
 from mmvit.errors import UserError, one_line
+from mmvit.options import parse
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def open_model(folder: str, device: str) -> Embedder:
 @one_line
 def main(argv: Sequence[str] | None = None) -> None:
     """Embeds --data with --model into --out."""
-    config = read(Config, argv, __doc__ or "")
+    config = parse(Config, argv=argv, description=__doc__ or "")
     pictures = pictures_of(config.data)
     model = open_model(config.model, config.device)
     with progress("embedding", pictures.count) as step:

@@ -17,8 +17,8 @@ from tyro.conf import Positional, arg
 
 from mmvit.api import Embedder
 from mmvit.cli.embed import open_model, read_embeddings
-from mmvit.cli.options import read
 from mmvit.errors import UserError, one_line
+from mmvit.options import parse
 from mmvit.search import SearchIndex
 
 
@@ -74,7 +74,7 @@ def open_index(folder: Path, model: Embedder, build: bool, factory: str) -> Sear
 @one_line
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints, for every query, the keys and cosines of the nearest pictures."""
-    config = read(Config, argv, __doc__ or "")
+    config = parse(Config, argv=argv, description=__doc__ or "")
     if config.k < 1:
         raise UserError(f"--k {config.k} must be at least 1")
     if not (config.query or config.image or config.build):

@@ -42,7 +42,7 @@ def read_cache(urls: str) -> Cache | None:
     """
     found: dict[str, tuple[str, int]] = {}
     plain: list[str] = []
-    means, counts = [], []
+    means, counts, cached = [], [], 0
     for pattern in urls.split("::"):
         index = ShardIndex.open(pattern.strip())
         folders = dict.fromkeys(os.path.dirname(shard.path) for shard in index.shards)
@@ -51,6 +51,7 @@ def read_cache(urls: str) -> Cache | None:
             if entry is None:
                 plain.append(folder)
                 continue
+            cached += 1
             found[folder] = (entry["fingerprint"], entry["dim"])
             path = os.path.join(folder, MEAN)
             if os.path.exists(path):
@@ -70,6 +71,21 @@ def read_cache(urls: str) -> Cache | None:
         )
     fingerprint, dim = next(iter(found.values()))
     mean = None
-    if len(means) == len(found):
+    if len(means) == cached:
         mean = torch.from_numpy(np.average(means, axis=0, weights=counts).astype(np.float32))
     return Cache(fingerprint, dim, mean)
+
+
+def read_mean(path: str) -> Tensor:
+    """(D,) float32 mean features from an .npy file.
+
+    Raises:
+        UserError: no such file, or not one vector of numbers.
+    """
+    try:
+        mean = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the mean features {path}: {error}") from None
+    if mean.ndim != 1 or mean.dtype.kind != "f":
+        raise UserError(f"{path} holds {mean.dtype} {mean.shape}: expected a float vector (D,)")
+    return torch.from_numpy(mean.astype(np.float32))

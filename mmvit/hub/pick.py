@@ -1,0 +1,101 @@
+"""One side of a pair, from a folder of weights or from a preset: what recipes take as --model.image."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmvit.data.image import ImagePreprocess
+from mmvit.data.text import ClipTokenizer, Tokenizer, load_tokenizer
+from mmvit.errors import UserError, nearest
+from mmvit.hub.towers import load_image_tower, load_text_tower
+from mmvit.models.presets import create_model, list_models
+
+
+def pick_image_tower(
+    spec: str, image_size: int = 0, options: Sequence[str] = ()
+) -> tuple[Any, ImagePreprocess, bool]:
+    """(tower, preprocessing, whether it is pretrained).
+
+    Args:
+        spec: a folder of ours, a peer's "library:folder" or "library:name", or a preset's name.
+        image_size: side in pixels to feed a pretrained tower; 0 = its own.
+        options: NAME=VALUE changes of a preset.
+
+    Raises:
+        UserError: neither a folder nor a preset, or one that cannot be read.
+    """
+    try:
+        if not is_preset(spec):
+            return *load_image_tower(spec, image_size=(image_size, image_size) if image_size else None), True
+        tower = create_model(spec, **_values(options))
+        return tower, ImagePreprocess(size=tower.config.image_size), False  # type: ignore[union-attr,arg-type]
+    except (ValueError, OSError) as error:
+        raise UserError(f"image tower {spec}: {error}") from None
+
+
+def pick_text_tower(
+    spec: str, tokenizer: str = "", context_length: int = 0, options: Sequence[str] = ()
+) -> tuple[Any, Tokenizer, bool]:
+    """(tower, tokenizer, whether it is pretrained); a tower from scratch takes its vocabulary's size.
+
+    Args:
+        spec: a folder of ours, or a preset's name.
+        tokenizer: a tokenizer's folder or "clip"; "" = the one in the tower's folder.
+        context_length: tokens of a text; 0 = the tokenizer's.
+        options: NAME=VALUE changes of a preset.
+
+    Raises:
+        UserError: neither a folder nor a preset, or no tokenizer for a tower from scratch.
+    """
+    given = None
+    if tokenizer:
+        given = ClipTokenizer() if tokenizer == "clip" else load_tokenizer(tokenizer)
+    try:
+        if not (fresh := is_preset(spec)):
+            tower, own = load_text_tower(spec)
+            words = given or own
+        elif given is None:
+            raise UserError(
+                f"the text tower {spec} starts from scratch and needs a tokenizer: a folder, or clip"
+            )
+        else:
+            words = given.with_context(context_length) if context_length else given
+            fields = {"vocab_size": words.vocab_size, "context_length": words.context_length}
+            tower = create_model(spec, **fields, **_values(options))
+        longest: Any = tower.config
+        length = min(context_length or words.context_length, longest.context_length)
+        return tower, words.with_context(length), not fresh
+    except (ValueError, OSError) as error:
+        raise UserError(f"text tower {spec}: {error}") from None
+
+
+def is_preset(spec: str) -> bool:
+    """Whether a tower starts from scratch.
+
+    Raises:
+        UserError: `spec` is neither a preset nor a folder nor "library:…".
+    """
+    if spec in list_models():
+        return True
+    if not Path(spec).exists() and ":" not in spec:
+        raise UserError(f"no folder or preset '{spec}': {nearest(spec, list_models())}")
+    return False
+
+
+def _values(options: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE options as Python values.
+
+    Raises:
+        UserError: an option of another form.
+    """
+    values = {}
+    for option in options:
+        name, _, text = option.partition("=")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            raise UserError(f"'{option}' is not NAME=VALUE with a number or a quoted text") from None
+    return values

@@ -1,0 +1,82 @@
+"""Sums between two log lines, and where the time went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Meters:
+    """Means of what steps report, samples per second, and the share of time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.counters: dict[str, int] = {}
+        self._restart()
+
+    def _restart(self) -> None:
+        self.samples, self.waited, self.began = 0, 0.0, time.perf_counter()
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """`batches`, with the time until each one arrives counted as waiting."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - start
+            yield batch
+
+    def add(self, values: dict[str, float], samples: int) -> None:
+        """Takes in one step's numbers and its global batch size."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+        self.samples += samples
+
+    def total(self, **counts: int) -> None:
+        """Adds to counters that run over the whole run, e.g. skipped samples."""
+        for name, count in counts.items():
+            self.counters[name] = self.counters.get(name, 0) + count
+
+    def read(self) -> dict[str, float]:
+        """Means since the last reading as train/…, speed as perf/…, counters as data/…; then starts anew."""
+        seconds = max(1e-9, time.perf_counter() - self.began)
+        row = {f"train/{name}": total / max(1, self.count) for name, total in self.sums.items()}
+        row["perf/samples_per_s"] = self.samples / seconds
+        row["perf/data_wait"] = min(1.0, self.waited / seconds)
+        row["perf/memory_gib"] = peak_memory()
+        row |= {f"data/{name}": float(count) for name, count in self.counters.items()}
+        self.sums, self.count = {}, 0
+        self._restart()
+        return row
+
+    def pause(self) -> None:
+        """Starts the clock anew, after an evaluation or a save, so that speed means training speed."""
+        self._restart()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to log the same means."""
+        return {"sums": dict(self.sums), "count": self.count, "counters": dict(self.counters)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state_dict`."""
+        self.sums, self.count = dict(state["sums"]), state["count"]
+        self.counters = dict(state["counters"])
+
+
+def peak_memory() -> float:
+    """Peak memory of this process in GiB: of the GPU when one is in use, else resident memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

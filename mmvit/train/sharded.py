@@ -1,0 +1,102 @@
+"""What is different when FSDP2 shards the trainable weights over the ranks; without it, nothing.
+
+Locked weights and scalars (a temperature cannot be sharded) stay whole on every rank, outside of FSDP.
+Source: torch.distributed.fsdp.fully_shard, as Accelerate calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mmvit.errors import UserError
+
+
+def exempt(accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Tells FSDP2, before it wraps `module`, what to leave whole and to leave types to autocast.
+
+    Raises:
+        UserError: an optimizer whose state cannot be sharded.
+    """
+    if not accelerator.is_fsdp2:
+        return
+    if any(group.get("beta2_cap") for group in optimizer.param_groups):
+        raise UserError("--optim.name adafactor factors whole matrices: with FSDP2 use adamw or lion")
+    whole = [p for p in module.parameters() if not p.requires_grad or p.ndim == 0]
+    plugin = accelerator.state.fsdp_plugin
+    plugin.ignored_modules = [nn.ParameterList(whole)]
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+
+def average_scalars(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """Gradients of parameters outside of FSDP become their mean over the ranks, as FSDP does with its own."""
+    if not accelerator.is_fsdp2:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None and not isinstance(parameter, DTensor):
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= accelerator.num_processes
+
+
+def clip(accelerator: Accelerator, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+    """Global gradient norm before clipping; afterwards it is at most `limit`."""
+    if not accelerator.is_fsdp2:
+        return torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit))
+    accelerator.unscale_gradients()
+    kinds = [[p for p in parameters if isinstance(p, DTensor) == sharded] for sharded in (True, False)]
+    norms = []
+    for kind in kinds:
+        grads = [p.grad for p in kind if p.grad is not None]
+        if grads:
+            norms.append(full(nn.utils.get_total_norm(grads)).square())
+    total = torch.stack(norms).sum().sqrt()
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, limit, total)
+    return total
+
+
+@contextmanager
+def whole(module: nn.Module) -> Iterator[None]:
+    """A block in which sharded weights are whole on every rank, for evaluation."""
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part is not module)
+
+
+def full(value: Tensor) -> Tensor:
+    """The whole tensor of a sharded one; every rank must ask."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """`value` (the same on every rank) on the parameter's device, sharded like it where the shapes agree."""
+    if isinstance(parameter, DTensor) and value.shape == parameter.shape and value.ndim > 0:
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)
+
+
+def shared_state(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's optimizer state as rank 0 has it; a rank with an empty shard never made its own."""
+    if not isinstance(parameter, DTensor):
+        return state
+    content = [{k: None if isinstance(v, DTensor) else v for k, v in state.items()}]
+    dist.broadcast_object_list(content)
+    for name, value in content[0].items():
+        if value is None:
+            content[0][name] = state[name] if name in state else torch.zeros_like(parameter)
+    return content[0]

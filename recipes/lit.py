@@ -1,0 +1,351 @@
+"""Contrastive tuning of an image and a text tower: LiT (locked image tower), relatives, CLIP from scratch.
+
+Source: LiT, Zhai et al. 2022 (arXiv:2111.07991); CLIP, Radford et al. 2021; SigLIP, Zhai et al. 2023.
+
+    python recipes/lit.py --preset tiny --data.train 'SHARDS' --model.tokenizer FOLDER --out runs/tiny
+    accelerate launch recipes/lit.py --preset small --model.image FOLDER --data.train … --data.val … --out …
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 recipes/lit.py … --train.world-size 2
+    accelerate launch --config_file recipes/accelerate/8gpu_ddp.yaml recipes/lit.py …
+
+The two letters of --model.lock are image and text tower: L locked, U unlocked (both pretrained, folders),
+u from scratch (a preset's name). Lu is LiT, LU starts from a pretrained text tower, uu is CLIP.
+Shards whose index.json names cached embeddings (recipes/embed_shards.py) train from these.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mmvit.data.cache import Cache, read_cache, read_mean
+from mmvit.data.image import ImageAugment, ImagePreprocess
+from mmvit.data.loader import DataConfig, Loader, make_loader
+from mmvit.data.text import Tokenizer
+from mmvit.errors import UserError, one_line
+from mmvit.evaluators.image_text import embed_pictures, retrieval, zero_shot
+from mmvit.hub.fingerprint import fingerprint
+from mmvit.hub.folder import is_whole, save
+from mmvit.hub.pick import pick_image_tower, pick_text_tower
+from mmvit.models.config import DualEncoderConfig
+from mmvit.models.lit import DualEncoder, build_dual_encoder
+from mmvit.options import parse
+from mmvit.tasks.contrastive import ContrastiveTask
+from mmvit.tasks.lock import Lock
+from mmvit.tasks.towers import bare, with_head
+from mmvit.train import freeze as freezing
+from mmvit.train.checkpoint import Checkpoints, newest_step
+from mmvit.train.meters import Meters
+from mmvit.train.optim import OptimConfig, build_optimizer, summary
+from mmvit.train.prepare import prepare
+from mmvit.train.schedule import ScheduleConfig, build_schedule
+from mmvit.train.setup import Run, TrainConfig, start
+from mmvit.train.step import Engine, train_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(DataConfig):
+    """The data options.
+
+    Attributes:
+        augment: random views of live pictures: none, or crop (area 0.9..1, random background, flip as below).
+        flip: probability of a left-right flip with augment=crop.
+        label: field of the JSON that names a validation sample's class for zero-shot evaluation.
+    """
+
+    augment: Literal["none", "crop"] = "none"
+    flip: float = 0.0
+    label: str = "label"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The pair of towers.
+
+    Attributes:
+        image: folder of a saved tower or pair, a peer's "library:folder", or a preset (mmvit.list_models).
+        text: folder of a saved tower or pair, or a preset.
+        lock: two letters, image first: L locked, U pretrained and learning, u from scratch.
+        tokenizer: folder of a tokenizer, or "clip"; empty = the one saved with the text tower.
+        embed_dim: width of the common space with a linear head on both towers; 0 = the image tower's width
+            and no image head, LiT's default.
+        frozen: patterns of further parameters that do not learn, e.g. 'model.text.tok_embed.*'.
+        image_center: features' mean that is subtracted: auto (the cache's), none, or an .npy file (D,).
+        image_size: side in pixels to feed a pretrained image tower; 0 = its own.
+        context_length: tokens of a caption; 0 = the tokenizer's.
+        image_options, text_options: NAME=VALUE changes of a preset, e.g. image_size=64 depth=6.
+        checkpointing: recompute blocks in the backward pass, to save memory.
+    """
+
+    image: str = "vit_tiny_patch16_224"
+    text: str = "text_tiny"
+    lock: str = "uu"
+    tokenizer: str = ""
+    embed_dim: int = 0
+    frozen: tuple[str, ...] = ()
+    image_center: str = "auto"
+    image_size: int = 0
+    context_length: int = 0
+    image_options: tuple[str, ...] = ()
+    text_options: tuple[str, ...] = ()
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """The loss over the global batch.
+
+    Attributes:
+        kind: softmax (CLIP) or sigmoid (SigLIP).
+        duplicates: samples that are the same (--data.group-by) are each other's negatives, masked or
+            positives.
+        scale, bias: initial factor of the cosines (not its logarithm), and the sigmoid's initial bias.
+        scale_max: the factor's upper limit, 0 = none.
+        block: rows of a tile of the logits, 0 = choose.
+    """
+
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    duplicates: Literal["negative", "mask", "positive"] = "negative"
+    scale: float = 10.0
+    bias: float = -10.0
+    scale_max: float = 100.0
+    block: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run needs; written to OUT/config.yaml.
+
+    Attributes:
+        preset: named defaults below all other options.
+        out: the run folder.
+        resume: auto = go on from the newest whole checkpoint in --out; never; or a checkpoint's folder.
+    """
+
+    preset: str = "tiny"
+    out: str = "runs/lit"
+    resume: str = "auto"
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+PRESETS = {
+    "tiny": Config(
+        model=Model(
+            image="vit_mu_patch16_224", image_options=("image_size=32", "patch_size=8"), text="text_mu"
+        ),
+        train=TrainConfig(steps=20, batch_size=16, save_every=10, eval_every=0, log_every=1),
+        data=Data(workers=0),
+    ),
+    "small": Config(
+        model=Model(text="text_small", lock="Lu"),
+        loss=Loss(duplicates="positive"),
+        train=TrainConfig(steps=1500, batch_size=512),
+    ),
+    "large": Config(
+        model=Model(text="text_base", lock="Lu"),
+        optim=OptimConfig(name="adafactor", weight_decay=0.0, beta2=0.999),
+        schedule=ScheduleConfig(warmup=10_000),
+        train=TrainConfig(steps=55_000, batch_size=16_384, save_every=1000, eval_every=5000, log_every=50),
+        data=Data(workers=8),
+    ),
+}
+
+
+@dataclass
+class Parts:
+    """The pair, how to feed it, and the cache of its locked side."""
+
+    pair: DualEncoder
+    preprocess: ImagePreprocess
+    tokenizer: Tokenizer
+    cache: Cache | None
+
+
+def build_parts(config: Config) -> Parts:
+    """The pair with its heads and centre, checked against lock letters and cache; equal on all ranks."""
+    model, loss = config.model, config.loss
+    lock, cache = Lock.parse(model.lock), read_cache(config.data.train)
+    image, preprocess, image_known = pick_image_tower(model.image, model.image_size, model.image_options)
+    text, tokenizer, text_known = pick_text_tower(
+        model.text, model.tokenizer, model.context_length, model.text_options
+    )
+    lock.check(image_known, text_known)
+    if cache is not None and lock.image != "L":
+        raise UserError(f"--data.train holds cached embeddings: they need a locked image tower, not '{lock}'")
+    held = read_cache(config.data.val) if config.data.val else None
+    for option, found in (("--data.train", cache), ("--data.val", held)):
+        if found is not None and found.fingerprint != fingerprint(bare(image), preprocess):
+            raise UserError(
+                f"{option} was embedded by another tower or preprocessing than --model.image {model.image}: "
+                "embed it again with recipes/embed_shards.py"
+            )
+    center = cache.mean if model.image_center == "auto" and cache is not None else None
+    if model.image_center not in ("auto", "none"):
+        center = read_mean(model.image_center)
+    image = with_head(image, model.embed_dim or None, center=center is not None)
+    if center is not None:
+        image.head.mean.copy_(center)
+    text = with_head(text, image.embed_dim)
+    described = DualEncoderConfig(
+        image=image.config,
+        text=text.config,
+        logit_scale_init=math.log(loss.scale),
+        logit_bias_init=loss.bias if loss.kind == "sigmoid" else None,
+        logit_scale_max=math.log(loss.scale_max) if loss.scale_max else None,
+        activation=loss.kind,
+    )
+    pair = DualEncoder(described, image=image, text=text)
+    pair.set_checkpointing(model.checkpointing)
+    return Parts(pair, preprocess, tokenizer, cache)
+
+
+def open_loader(config: Config, parts: Parts, run: Run, engine: Engine) -> Loader:
+    """This rank's batches, from the engine's position in the global stream to the run's end."""
+    data, text = config.data, parts.pair.text.config
+    crop = data.augment == "crop" and parts.cache is None
+    return make_loader(
+        data.train,
+        weights=data.weights or None,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        rank=run.accelerator.process_index,
+        world_size=run.accelerator.num_processes,
+        workers=data.workers,
+        start_position=engine.samples_seen,
+        num_batches=max(0, config.train.steps - engine.step),
+        fields=("image" if parts.cache is None else "image_embedding", "text"),
+        preprocess=parts.preprocess,
+        augment=ImageAugment(flip=data.flip) if crop else None,
+        tokenizer=parts.tokenizer,
+        pad_to="longest" if text.pad_mask and text.pool != "last" else "context",
+        caption=data.caption,
+        first_caption_rate=data.first_caption_rate,
+        languages=data.languages,
+        group_by=data.group_by,
+        embedding_dim=None if parts.cache is None else parts.cache.dim,
+        shuffle_block=data.shuffle_block,
+        max_bad_rate=data.max_bad_rate,
+        read=data.read,
+        samples=data.samples,
+    )
+
+
+def evaluate(config: Config, parts: Parts, run: Run, engine: Engine) -> dict[str, float]:
+    """eval/… metrics of zero-shot classification and retrieval on --data.val; all ranks share the work."""
+    if not config.data.val:
+        return {}
+    with engine.result():
+        found = embed_pictures(
+            parts.pair,
+            config.data.val,
+            preprocess=parts.preprocess,
+            precision=run.precision,
+            workers=config.data.workers,
+            rank=run.accelerator.process_index,
+            world_size=run.accelerator.num_processes,
+            cached=read_cache(config.data.val) is not None,
+        )
+        named = any(meta.get(config.data.label) for meta in found.meta)
+        tools = (parts.pair, parts.tokenizer, found)
+        metrics = retrieval(*tools, dedup=True, precision=run.precision).metrics
+        if named:
+            metrics |= zero_shot(*tools, label=config.data.label, precision=run.precision).metrics
+    wanted = ("acc1", "acc5", "chance_acc1", "image_retrieval_recall@1", "text_retrieval_recall@1", "rsum")
+    return {f"eval/{name}": metrics[name] for name in wanted if name in metrics}
+
+
+def main(config: Config) -> None:
+    """One run from options to OUT/model."""
+    out = Path(config.out)
+    if config.resume == "auto" and is_whole(out / "model") and newest_step(out) >= config.train.steps:
+        print(f"{out} is finished: {config.train.steps} steps, the model is in {out / 'model'}")
+        return
+    if not config.data.train:
+        raise UserError("--data.train is missing: a shard pattern in quotes, or a folder of shards")
+    run = start(config, config.train, config.out, config.resume, name="lit")
+    try:
+        train(config, run)
+    finally:
+        run.close()
+
+
+def train(config: Config, run: Run) -> None:
+    """The run between its start and its end: towers, freezing, optimizer, loop."""
+    parts, meters, log = build_parts(config), Meters(), run.log
+    lock = Lock.parse(config.model.lock)
+    task = ContrastiveTask(
+        parts.pair, config.loss.kind, config.loss.duplicates, lock, config.loss.block or None
+    )
+    frozen = freezing.freeze(task, [*((name, None) for name in config.model.frozen), *lock.rules()])
+    if unknown := set(config.model.frozen) & set(frozen.unused):
+        raise UserError(
+            f"--model.frozen {unknown.pop()} matches no parameter; names look like model.text.core…"
+        )
+    log.line(freezing.table(task, frozen, depth=3))
+    optimizer = build_optimizer(task, frozen, config.optim)
+    log.line(summary(optimizer))
+    schedule = build_schedule(config.schedule, config.train.steps)
+    chance = math.log(config.train.batch_size) if config.loss.kind == "softmax" else None
+    engine = prepare(run, task, frozen, optimizer, schedule, chance)
+    sources = {"model.image": config.model.image, "model.text": config.model.text}
+    checkpoints = Checkpoints(run.out, engine, meters, config.train.keep, sources)
+    if (found := checkpoints.resume(config.resume)) is not None:
+        log.line(f"resumed from {found}: step {engine.step}, {engine.samples_seen} samples seen")
+    log.rewind(engine.step)
+    meters.pause()
+
+    settings = config.train
+    with open_loader(config, parts, run, engine) as loader:
+        for batch in meters.timed(loader):
+            meters.total(truncated=batch.truncated, **batch.skipped)
+            meters.add(train_step(engine, batch), settings.batch_size)
+            log.progress(engine.step)
+            last = engine.step == settings.steps
+            if engine.step % settings.log_every == 0 or last:
+                log.metrics(engine.step, engine.samples_seen, meters.read())
+            if last or (settings.eval_every and engine.step % settings.eval_every == 0):
+                if metrics := evaluate(config, parts, run, engine):
+                    log.metrics(engine.step, engine.samples_seen, metrics)
+                meters.pause()
+            stopping = engine.health.stop_agreed and not last
+            if last or stopping or (settings.save_every and engine.step % settings.save_every == 0):
+                path = checkpoints.save()
+                meters.pause()
+            if stopping:
+                log.line(f"stopped by {run.stop.name or 'a signal'}, saved {path}; the same command goes on")
+                return
+    finish(config, parts, run, engine)
+
+
+def finish(config: Config, parts: Parts, run: Run, engine: Engine) -> None:
+    """Writes OUT/model, what mmvit.load reads."""
+    weights = engine.weights()
+    if run.accelerator.is_main_process:
+        facts = {
+            "data": config.data.train.split("::"),
+            "lock": config.model.lock,
+            "steps": config.train.steps,
+        }
+        towers = [spec for spec in (config.model.image, config.model.text) if Path(spec).is_dir()]
+        card = {**facts, "batch_size": config.train.batch_size, "base_models": [Path(t).name for t in towers]}
+        pair = build_dual_encoder(parts.pair.config)
+        pair.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
+        save(pair, run.out / "model", preprocess=parts.preprocess, tokenizer=parts.tokenizer, card=card)
+        run.log.line(f"done: the model is in {run.out / 'model'}")
+    run.accelerator.wait_for_everyone()
+
+
+@one_line
+def command() -> None:
+    """The command line."""
+    main(parse(Config, PRESETS, description=__doc__ or ""))
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,91 @@
+"""One, two and three processes at the same global batch: same losses, same gradients, same weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+FSDP2 = {  # what `accelerate launch` sets for recipes/accelerate/8gpu_fsdp2.yaml
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Block",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+
+
+def torchrun(world, script, *arguments, **extra):
+    """The script's stdout, run on `world` gloo processes of one thread each."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **extra}
+    command = [sys.executable, str(script), *map(str, arguments)]
+    if world > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
+        command = [sys.executable, *launcher, str(script), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "out.json"
+    torchrun(1, HERE / "step_ranks.py", out)
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module", params=[(2, False), (3, False), (2, True)], ids=["2", "3", "2-fsdp2"])
+def together(request, tmp_path_factory):
+    world, fsdp2 = request.param
+    out = tmp_path_factory.mktemp("together") / "out.json"
+    torchrun(world, HERE / "step_ranks.py", out, **(FSDP2 if fsdp2 else {}))
+    found = json.loads(out.read_text())
+    assert (found["world"], found["fsdp2"]) == (world, fsdp2)
+    return found
+
+
+def test_losses_and_gradients_equal_one_process(together):
+    if together["fsdp2"]:
+        pytest.skip("the losses do not know how weights are sharded")
+    assert len(together["losses"]["rows"]) == 24
+    for *case, loss, gradient, hits in together["losses"]["rows"]:
+        assert loss < 1e-10, case
+        assert gradient < 1e-10, case
+        assert hits, case
+    assert all(together["losses"]["flags"])
+
+
+def test_a_bad_number_names_its_rank_before_the_step(together):
+    if "bad" in together:
+        error, step = together["bad"]
+        assert "step 1: embeddings of rank 1 not finite; nothing was updated" in error
+        assert "bad-step-00000001-rank-1.json" in error
+        assert step == 0
+
+
+def test_gradient_cache_and_live_features_equal_the_plain_step(alone):
+    for name in [n for n in alone if "micro=2" in n]:
+        plain = alone[name.replace("micro=2", "micro=0")]
+        assert alone[name]["losses"] == pytest.approx(plain["losses"], abs=1e-10)
+        for weight, values in plain["weights"].items():
+            assert alone[name]["weights"][weight] == pytest.approx(values, abs=1e-8), (name, weight)
+
+
+def test_ten_steps_equal_one_process(together, alone):
+    names = [n for n in together if "micro=" in n]
+    assert len(names) == {(2, False): 12, (3, False): 6, (2, True): 4}[together["world"], together["fsdp2"]]
+    for name in names:
+        run = together[name]
+        assert run["losses"] == pytest.approx(alone[name]["losses"], abs=1e-9), name
+        assert run["norms"] == pytest.approx(alone[name]["norms"], abs=1e-9), name
+        assert run["hits"] == pytest.approx(alone[name]["hits"], abs=1e-6), name
+        assert run["averaged"] == pytest.approx(alone[name]["averaged"], abs=1e-8), name
+        assert run["samples"] == alone[name]["samples"] == 120
+        for weight, values in alone[name]["weights"].items():
+            assert run["weights"][weight] == pytest.approx(values, abs=1e-8), (name, weight)

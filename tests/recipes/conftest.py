@@ -1,0 +1,90 @@
+"""Small drawn shards, a tokenizer and a tower; recipes run inside the test's process."""
+
+import importlib.util
+import io
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image, ImageDraw
+
+from mmvit.data.image import ImagePreprocess
+from mmvit.data.text import WordPieceTokenizer
+from mmvit.data.write import ShardWriter
+from mmvit.hub import folder
+from mmvit.models.presets import create_model
+from mmvit.options import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+COLORS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "black": (10, 10, 10)}
+SHAPES = ("circle", "square", "bar")
+
+
+def draw(rng, color, shape):
+    picture = Image.new("RGB", (32, 32), "white")
+    x, y, size = rng.randrange(2, 10), rng.randrange(2, 10), rng.randrange(14, 20)
+    box = [x, y, x + size, y + size // 4 if shape == "bar" else y + size]
+    pen = ImageDraw.Draw(picture)
+    (pen.ellipse if shape == "circle" else pen.rectangle)(box, fill=COLORS[color])
+    out = io.BytesIO()
+    picture.save(out, "png")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder with train/, val/, tokenizer/ and tower/; one training picture is broken."""
+    out = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    for split, count in (("train", 70), ("val", 24)):
+        with ShardWriter(out / split / "shapes", 25) as writer:
+            for i in range(count):
+                color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
+                label = f"{color} {shape}"
+                png = b"broken" if (split, i) == ("train", 5) else draw(rng, color, shape)
+                facts = {"label": label, "texts": {"en": [label, f"picture of a {label}"]}}
+                writer.write(f"{split}{i:04d}", {"png": png, "txt": f"a {label}", "json": facts})
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "of", "picture", "drawing", *COLORS, *SHAPES]
+    (out / "vocab.txt").write_text("\n".join(words))
+    WordPieceTokenizer(out / "vocab.txt", context_length=8).save(out / "tokenizer")
+    torch.manual_seed(5)
+    tower = create_model("vit_mu_patch16_224", image_size=16, patch_size=8)
+    folder.save(tower, out / "tower", preprocess=ImagePreprocess(size=(16, 16)))
+    text = create_model("text_mu", vocab_size=len(words), context_length=8, embed_dim=32, dropout=0.2)
+    folder.save(text, out / "text", tokenizer=WordPieceTokenizer(out / "vocab.txt", context_length=8))
+    return out
+
+
+@pytest.fixture
+def recipe():
+    """recipe("lit", *options) runs recipes/lit.py in this process."""
+    threads = torch.get_num_threads()
+
+    def run(name, *options):
+        AcceleratorState._reset_state(True)
+        spec = importlib.util.spec_from_file_location(f"recipes_{name}", ROOT / "recipes" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        module.main(parse(module.Config, module.PRESETS, [str(o) for o in options]))
+
+    yield run
+    AcceleratorState._reset_state(True)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def losses():
+    """losses(OUT) -> the train/loss column of a run, every step once."""
+
+    def read(out):
+        rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if "train/loss" in row]
+        assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+        return [row["train/loss"] for row in rows]
+
+    return read
