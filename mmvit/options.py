@@ -28,10 +28,10 @@ def parse(
 ) -> C:
     """The config of a command line.
 
-    Fields become `--field-name`, those of nested dataclasses `--part.field-name`, booleans `--flag`, `--no-flag`.
+    Fields become `--name`, those of nested dataclasses `--part.name`, booleans `--flag` or `--no-flag`.
 
     Args:
-        config: a dataclass; its docstring's Attributes are the help texts. Fields without default must be given.
+        config: a dataclass; its docstring's Attributes are the help texts. No default = required.
         presets: name -> defaults, for a config with a field `preset`; the first counts when none is named.
         argv: arguments; None = the process's.
         description: the first lines of --help.

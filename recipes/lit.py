@@ -147,6 +147,11 @@ PRESETS = {
         loss=Loss(duplicates="positive"),
         train=TrainConfig(steps=1500, batch_size=512),
     ),
+    "quickstart": Config(
+        model=Model(embed_dim=512),
+        loss=Loss(duplicates="positive"),
+        train=TrainConfig(steps=240, batch_size=256, save_every=120, eval_every=80, log_every=10),
+    ),
     "large": Config(
         model=Model(text="text_base", lock="Lu"),
         optim=OptimConfig(name="adafactor", weight_decay=0.0, beta2=0.999),

@@ -1,0 +1,1 @@
+"""The builder of the embedded default corpus: packages -> pictures, sounds, texts -> shards in splits."""

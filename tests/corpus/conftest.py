@@ -1,0 +1,6 @@
+"""The corpus builder's modules live beside the scripts."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
