@@ -17,7 +17,7 @@ from typing import Literal
 from mmvit.cli.pair import Pair, embed, open_pair, texts_of
 from mmvit.errors import UserError, one_line
 from mmvit.evaluators.classes import read_classes, read_templates
-from mmvit.evaluators.image_text import zero_shot
+from mmvit.evaluators.image_text import drawn, zero_shot
 from mmvit.evaluators.results import result, write_results
 from mmvit.evaluators.table import comparison_table
 from mmvit.hub.fingerprint import fingerprint
@@ -43,6 +43,8 @@ class Config:
         cache: folder that keeps embeddings for the next program; the report looks in RUN/embeddings.
         dataset: name in the result; empty = from the path.
         split: name in the result; empty = from the path.
+        limit: measure this many pictures, drawn with a fixed seed, and with `--classes auto` only the labels
+            among them; 0 = all.
     """
 
     model: str
@@ -58,6 +60,7 @@ class Config:
     cache: str = ""
     dataset: str = ""
     split: str = ""
+    limit: int = 0
 
 
 def evaluate(config: Config, pair: Pair, urls: str) -> dict:
@@ -75,6 +78,8 @@ def evaluate(config: Config, pair: Pair, urls: str) -> dict:
         captions=None,
         cache=config.cache,
     )
+    if config.limit:
+        pictures = drawn(pictures, config.limit)
     texts = texts_of(pair, config.precision, config.cache)
     try:
         found = zero_shot(
@@ -101,6 +106,7 @@ def evaluate(config: Config, pair: Pair, urls: str) -> dict:
         templates=list(found.templates),
         classes=config.classes,
         label=config.label,
+        limit=config.limit,
         precision=config.precision,
         skipped=pictures.skipped,
         seconds=round(time.perf_counter() - started, 1),

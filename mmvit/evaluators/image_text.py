@@ -6,6 +6,7 @@ Used by `eval/zero_shot.py`, `eval/retrieval.py` and by recipes during training.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,21 @@ def with_image(facts: Embedded, index: Tensor, embeddings: Tensor) -> Embedded:
         {"image": embeddings[rows]},
         [facts.captions[i] for i in kept],
         [facts.meta[i] for i in kept],
+    )
+
+
+def drawn(pictures: Embedded, count: int, seed: int = 0) -> Embedded:
+    """`count` samples drawn with a seed, in their old order; all of them when there are no more."""
+    if count >= len(pictures):
+        return pictures
+    rows = sorted(random.Random(seed).sample(range(len(pictures)), count))
+    return Embedded(
+        pictures.index[rows],
+        [pictures.keys[i] for i in rows],
+        {name: values[rows] for name, values in pictures.embeddings.items()},
+        [pictures.captions[i] for i in rows],
+        [pictures.meta[i] for i in rows],
+        skipped=pictures.skipped,
     )
 
 

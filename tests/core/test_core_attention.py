@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmvit.core.attention import Attention, attendable
+from mmvit.core.attention import Attention, attend, attendable
 
 
 def naive(attn: Attention, x: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
@@ -76,3 +76,26 @@ def test_without_bias_and_with_wrong_heads():
     assert Attention(8, 2, qkv_bias=False).qkv.bias is None
     with pytest.raises(ValueError, match="multiple of num_heads=3"):
         Attention(8, 3)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_plain_form_for_half_types_on_a_cpu_is_the_fused_one(masked, causal):
+    """Values and gradients agree with the fused kernel in float32 up to bfloat16's rounding."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 9, 3, 4, 16)
+    mask = None
+    if masked:
+        keys = torch.arange(9) < torch.tensor([[9], [5]])
+        mask = attendable(keys, causal, 9, x.device)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = x.to(dtype).requires_grad_()
+        q, k, v = leaf.permute(2, 0, 3, 1, 4).unbind(0)
+        out = attend(q, k, v, mask, causal and not masked)
+        out.float().square().sum().backward()
+        assert out.dtype == dtype
+        found.append((out.float(), leaf.grad.float()))
+    (value, gradient), (half_value, half_gradient) = found
+    assert (value - half_value).abs().max() < 0.03
+    assert (gradient - half_gradient).abs().max() < 0.03 * gradient.abs().max()

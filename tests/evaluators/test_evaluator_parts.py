@@ -10,6 +10,7 @@ from torch import nn
 from mmvit.errors import UserError
 from mmvit.evaluators.classes import read_classes, read_templates
 from mmvit.evaluators.embed import Embedded, embed_samples, evaluating, merge, text_encoder
+from mmvit.evaluators.image_text import drawn
 from mmvit.evaluators.prompts import class_embeddings
 from mmvit.evaluators.results import dataset_and_split, read_results, result, write_results
 from mmvit.evaluators.table import blocks, comparison_table, percent, run_name
@@ -237,3 +238,27 @@ def test_numbers_and_names():
     assert run_name("runs/quickstart/lit_Lu/model") == "lit_Lu"
     assert run_name("runs/x/checkpoints/step-00000010/model") == "x"
     assert run_name("towers/clip") == "clip"
+
+
+def test_a_drawn_part_keeps_samples_whole_and_in_order():
+    n = 20
+    whole = Embedded(
+        torch.arange(n),
+        [f"k{i}" for i in range(n)],
+        {"image": torch.arange(n, dtype=torch.float32)[:, None]},
+        [[f"c{i}"] for i in range(n)],
+        [{"i": i} for i in range(n)],
+    )
+    part = drawn(whole, 7)
+    rows = part.index.tolist()
+    assert rows == sorted(set(rows))
+    assert len(part) == 7
+    assert rows != list(range(7))
+    assert part.embeddings["image"][:, 0].tolist() == rows
+    assert [part.keys, part.captions, part.meta] == [
+        [f"k{i}" for i in rows],
+        [[f"c{i}"] for i in rows],
+        [{"i": i} for i in rows],
+    ]
+    assert drawn(whole, 7).keys == part.keys
+    assert drawn(whole, 20) is whole
