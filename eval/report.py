@@ -69,7 +69,7 @@ def examples(config: Config, runs: list[RunFolder]) -> tuple[str, str]:
         encode = texts_of(pair, config.precision, cache)
         seen, guessed = "", ""
         for urls, count in zip(config.data, _shares(config.examples, len(config.data)), strict=True):
-            pictures = embed(pair, urls, tower, precision=config.precision, cache=cache)
+            pictures = embed(pair, measured(run, urls), tower, precision=config.precision, cache=cache)
             numbers = pictures.index.tolist()
             captions = [texts[0] for texts in pictures.captions]
             distinct = {caption: i for i, caption in reversed(list(enumerate(captions)))}
@@ -89,6 +89,15 @@ def examples(config: Config, runs: list[RunFolder]) -> tuple[str, str]:
         found.append((run.name, seen))
         named.append((run.name, guessed))
     return page.tabs("found", found), page.tabs("named", named)
+
+
+def measured(run: RunFolder, urls: str) -> str:
+    """The shards that this run's results on the split of `urls` were made from, else `urls`.
+
+    They may hold cached features in place of the pictures, in the same order.
+    """
+    name = dataset_and_split(urls)
+    return next((r["data"] for r in run.results if (r["dataset"], r["split"]) == name and "data" in r), urls)
 
 
 def build(config: Config) -> tuple[str, str]:

@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 runs=runs/quickstart
 work=data/quickstart
 python=.venv/bin/python
-steps=${MMVIT_QUICKSTART_STEPS:-240} # optimizer steps of every run, 256 pairs each
+steps=${MMVIT_QUICKSTART_STEPS:-200} # optimizer steps of every run, 256 pairs each
 # Two jobs run side by side, each on half of the cores: small models lose more by sharing a step than they gain.
 threads=$(($(nproc) / 2 > 0 ? $(nproc) / 2 : 1))
 mkdir -p "$runs" "$work"
@@ -57,9 +57,9 @@ timed towers $python scripts/fetch_towers.py --out "$work/towers" --only dinov2_
 
 say "[4/7] cache: every picture through both locked image towers, once"
 embed() { # embed TOWER
-    for part in train held; do
+    for part in train corpus; do
         local data=$train
-        [ "$part" = held ] && data=$held
+        [ "$part" = corpus ] && data=$held
         OMP_NUM_THREADS=$threads timed "cache $1" $python recipes/embed_shards.py --model "$work/towers/$1" \
             --data "$data" --out "$work/cache/$1/$part" --threads "$threads" --workers 0
     done
@@ -72,12 +72,12 @@ say "[5/7] training: four runs, $((steps * 256)) pairs seen in each"
 lit() { # lit NAME OPTIONS…
     local name=$1
     shift
-    OMP_NUM_THREADS=$threads timed "$name" .venv/bin/accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/lit.py \
-        --preset quickstart --out "$runs/$name" --train.steps "$steps" --train.threads "$threads" "$@"
+    OMP_NUM_THREADS=$threads timed "$name" $python recipes/lit.py --preset quickstart \
+        --out "$runs/$name" --train.steps "$steps" --train.threads "$threads" "$@"
 }
 cached() { # cached NAME TOWER OPTIONS…: on cached features of a locked image tower
     local name=$1 cache=$work/cache/$2
-    lit "$name" --data.train "$(sed "s#data/corpus/#$cache/train/#g" <<<"$train")" --data.val "$cache/held/val/emoji" \
+    lit "$name" --data.train "$(sed "s#data/corpus/train#$cache/train#g" <<<"$train")" --data.val "$cache/corpus/val/emoji" \
         --model.image "$work/towers/$2" "${@:3}"
 }
 from_scratch_text() { echo --model.text text_tiny --model.text-options depth=4 --model.tokenizer "$work/tokenizer"; }
@@ -88,13 +88,13 @@ pretrained_text() { # MiniLM; word vectors and the lower half stay: words that n
 }
 set -f # the patterns above are not file names
 runs_a() {
-    cached Lu efficientnet_lite0 --model.lock Lu $(from_scratch_text)
-    lit uu --data.train "$train" --data.val data/corpus/val/emoji --data.augment crop --model.lock uu $(from_scratch_text) \
-        --model.image vit_tiny_patch16_224 --model.image-options image_size=96 depth=6
-}
-runs_b() {
     cached LU efficientnet_lite0 $(pretrained_text)
     cached LU_dinov2 dinov2_small_focus_11blocks $(pretrained_text)
+}
+runs_b() {
+    lit uu --data.train "$train" --data.val data/corpus/val/emoji --data.augment crop --model.lock uu $(from_scratch_text) \
+        --model.image vit_tiny_patch16_224 --model.image-options image_size=80 depth=6
+    cached Lu efficientnet_lite0 --model.lock Lu $(from_scratch_text)
     cached Lu_dinov2 dinov2_small_focus_11blocks --model.lock Lu $(from_scratch_text)
 }
 both runs_a runs_b
@@ -103,12 +103,12 @@ set +f
 say "[6/7] evaluation: zero-shot classification and retrieval on unseen styles and unseen concepts"
 measure() { # measure RUN TOWER
     local run=$runs/$1 data=data/corpus
-    [ "$2" = none ] || data=$work/cache/$2/held
+    [ "$2" = none ] || data=$work/cache/$2/corpus
     for task in zero_shot retrieval; do
         [ -e "$run/eval/$task.json" ] && { echo "  [$task $1] there already"; continue; }
         OMP_NUM_THREADS=$threads timed "$task $1" $python "eval/$task.py" --model "$run/model" --out "$run/eval/$task.json" \
             --data "$data/test_style/emoji" "$data/test_concept/emoji" --cache "$run/embeddings" \
-            $([ "$task" = retrieval ] && echo --dedup-captions)
+            $([ "$task" = retrieval ] && echo --dedup-captions || echo --templates plain)
     done
 }
 measure_a() { measure Lu efficientnet_lite0; measure uu none; }
