@@ -69,7 +69,8 @@ def examples(config: Config, runs: list[RunFolder]) -> tuple[str, str]:
         encode = texts_of(pair, config.precision, cache)
         seen, guessed = "", ""
         for urls, count in zip(config.data, _shares(config.examples, len(config.data)), strict=True):
-            pictures = embed(pair, measured(run, urls), tower, precision=config.precision, cache=cache)
+            data, templates = measured(run, urls)
+            pictures = embed(pair, data, tower, precision=config.precision, cache=cache)
             numbers = pictures.index.tolist()
             captions = [texts[0] for texts in pictures.captions]
             distinct = {caption: i for i, caption in reversed(list(enumerate(captions)))}
@@ -82,7 +83,7 @@ def examples(config: Config, runs: list[RunFolder]) -> tuple[str, str]:
             asked = gallery.queries(pictures, bank, captions, rows)
             seen += heading + page.found_pictures(asked, lambda row, n=numbers, t=show: t(n[row]))
             if any(meta.get("label") for meta in pictures.meta):
-                names = zero_shot(pair.model, pair.tokenizer, pictures, encode=encode)
+                names = zero_shot(pair.model, pair.tokenizer, pictures, templates=templates, encode=encode)
                 chosen = gallery.guesses(pair.model, pictures, names, gallery.chosen(pictures.keys, count))
                 guessed += heading + page.named_pictures(chosen, lambda row, n=numbers, t=show: t(n[row]))
         encode.save()
@@ -91,13 +92,15 @@ def examples(config: Config, runs: list[RunFolder]) -> tuple[str, str]:
     return page.tabs("found", found), page.tabs("named", named)
 
 
-def measured(run: RunFolder, urls: str) -> str:
-    """The shards that this run's results on the split of `urls` were made from, else `urls`.
+def measured(run: RunFolder, urls: str) -> tuple[str, str | list[str]]:
+    """(shards, templates) behind this run's results on the split of `urls`, else (`urls`, default).
 
-    They may hold cached features in place of the pictures, in the same order.
+    Those shards may hold cached features in place of the pictures, in the same order.
     """
     name = dataset_and_split(urls)
-    return next((r["data"] for r in run.results if (r["dataset"], r["split"]) == name and "data" in r), urls)
+    own = [r for r in run.results if (r["dataset"], r["split"]) == name]
+    data = next((r["data"] for r in own if "data" in r), urls)
+    return data, next((r["templates"] for r in own if "templates" in r), "default")
 
 
 def build(config: Config) -> tuple[str, str]:

@@ -130,6 +130,7 @@ def test_garbage_in_the_middle_is_reported(raw_tar, caplog):
         (b"short", "not a tar"),
         (gzip.compress(b"x" * 3000), "compressed"),
     ],
+    ids=["empty", "png", "short", "gzip"],
 )
 def test_what_is_no_tar_is_one_clear_error(tmp_path, content, message):
     path = tmp_path / "bad.tar"
