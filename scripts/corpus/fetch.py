@@ -92,7 +92,7 @@ class Fetcher:
     """Downloads packages into `cache`; `get` returns a package or says why it cannot be had."""
 
     def __init__(self, cache: Path) -> None:
-        self.cache = cache
+        self.cache = cache.absolute()  # the clients run in folders of their own
         self._update_lock = threading.Lock()
         self._updated = False
 
@@ -121,7 +121,7 @@ class Fetcher:
         if shutil.which("npm") is None:
             return f"{package.name}: npm is not installed (install Node.js, which brings npm)"
         spec = f"{package.name}@{package.version}"
-        return _run(["npm", "pack", spec, "--silent", "--pack-destination", str(folder)], folder, spec)
+        return _run(["npm", "pack", spec, "--loglevel", "error"], folder, spec)  # packs into its folder
 
     def _apt(self, package: Package, folder: Path) -> str:
         if shutil.which("apt-get") is None:

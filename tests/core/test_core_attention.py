@@ -83,14 +83,14 @@ def test_without_bias_and_with_wrong_heads():
 def test_the_plain_form_for_half_types_on_a_cpu_is_the_fused_one(masked, causal):
     """Values and gradients agree with the fused kernel in float32 up to bfloat16's rounding."""
     torch.manual_seed(0)
-    x = torch.randn(2, 9, 3, 4, 16)
+    x = torch.randn(2, 9, 3, 4, 16)  # B, N, (q, k, v), H, K
     mask = None
     if masked:
         keys = torch.arange(9) < torch.tensor([[9], [5]])
         mask = attendable(keys, causal, 9, x.device)
     found = []
     for dtype in (torch.float32, torch.bfloat16):
-        leaf = x.to(dtype).requires_grad_()
+        leaf = x.to(dtype).detach().requires_grad_()
         q, k, v = leaf.permute(2, 0, 3, 1, 4).unbind(0)
         out = attend(q, k, v, mask, causal and not masked)
         out.float().square().sum().backward()

@@ -6,10 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from corpus.check import samples_in
-from corpus.fetch import Fetcher, Package
+from corpus.fetch import Fetched, Fetcher, Package
 from PIL import Image
 
 from mmvit.errors import UserError
@@ -96,6 +97,20 @@ def test_a_missing_npm_is_one_clear_line(tmp_path, monkeypatch):
         fetcher.get_all([Package("npm", "emojibase-data", "MIT", "17.0.0", required=True)])
     assert fetcher.get_all([Package("deb", "scratch", "CC-BY-SA-3.0")]) == {}
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_relative_cache_takes_what_npm_packs(tmp_path, monkeypatch):
+    """The clients run in folders of their own: a relative cache must not be taken relative to those."""
+    npm = tmp_path / "bin" / "npm"
+    npm.parent.mkdir()
+    npm.write_text("#!/bin/sh\nprintf packed > demo-$(printf %s \"$2\" | sed 's/.*@//').tgz\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{npm.parent}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    found = Fetcher(Path("cache")).get(Package("npm", "demo", "MIT", "1.2.3", required=True))
+    assert isinstance(found, Fetched)
+    assert found.path.read_text() == "packed"
+    assert found.path == tmp_path / "cache" / "demo-1.2.3.tgz"
 
 
 def test_wrong_options_are_refused(build, tmp_path):
