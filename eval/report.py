@@ -103,6 +103,12 @@ def measured(run: RunFolder, urls: str) -> tuple[str, str | list[str]]:
     return data, next((r["templates"] for r in own if "templates" in r), "default")
 
 
+def _title(urls: str) -> str:
+    """Heading of shards: "corpus test_style/emoji" for one source, "corpus train" for several joined."""
+    dataset, split = dataset_and_split(urls.split("::")[0])
+    return f"{dataset} {split.split('/')[0] if '::' in urls else split}".strip()
+
+
 def build(config: Config) -> tuple[str, str]:
     """(the report's HTML, the comparison table for the terminal).
 
@@ -115,9 +121,7 @@ def build(config: Config) -> tuple[str, str]:
     names = {str(run.path): run.name for run in runs}
     table = blocks(results, names)
     found, named = examples(config, runs) if config.data else ("", "")
-    splits = {
-        " ".join(dataset_and_split(urls)).strip(): read_facts(urls, captions=None) for urls in _all(config)
-    }
+    splits = {_title(urls): read_facts(urls, captions=None) for urls in _all(config)}
     when = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y, %H:%M UTC")
     machine = next((run.environment for run in runs if run.environment), {})
     subtitle = [when, f"{len(runs)} run{'s' if len(runs) > 1 else ''}", str(machine.get("platform", ""))]

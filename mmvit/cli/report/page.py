@@ -212,7 +212,8 @@ def timing(seconds: Mapping[str, float]) -> str:
     if not seconds:
         return ""
     rows = [(name, s, clock(s), False) for name, s in seconds.items()]
-    return f'<p class="soft">{clock(sum(seconds.values()))} in all.</p><div class="wide">{bars(rows)}</div>'
+    said = f"{clock(sum(seconds.values()))} if one after the other; steps may have run side by side."
+    return f'<p class="soft">{said}</p><div class="wide">{bars(rows)}</div>'
 
 
 def clock(seconds: float) -> str:
