@@ -81,7 +81,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: 
     """Softmax attention (B,H,Q,K) of queries (B,H,Q,K) over keys and values (B,H,N,K).
 
     torch's fused kernel, except where its backward is slow: in half types on a CPU the plain form takes a
-    fifth of the time at 37 tokens and half at 197 (docs/benchmarks.md), and keeps (B,H,Q,N) scores for it.
+    fifth of the time at 37 tokens and two thirds at 197 (docs/benchmarks.md), and keeps (B,H,Q,N) scores.
 
     Args:
         q: queries.
