@@ -23,8 +23,8 @@ from mmvit.evaluators.image_text import read_facts, zero_shot
 from mmvit.evaluators.results import dataset_and_split, read_results
 from mmvit.evaluators.table import blocks, comparison_table
 from mmvit.hub.fingerprint import fingerprint
+from mmvit.models.towers import bare
 from mmvit.options import parse
-from mmvit.tasks.towers import bare
 
 
 @dataclass(frozen=True)

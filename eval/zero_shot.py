@@ -21,8 +21,8 @@ from mmvit.evaluators.image_text import drawn, zero_shot
 from mmvit.evaluators.results import result, write_results
 from mmvit.evaluators.table import comparison_table
 from mmvit.hub.fingerprint import fingerprint
+from mmvit.models.towers import bare
 from mmvit.options import parse
-from mmvit.tasks.towers import bare
 
 
 @dataclass(frozen=True)

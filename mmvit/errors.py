@@ -5,10 +5,15 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
+
+# How gloo and NCCL say that the process at the other end is gone.
+_PEER_GONE = re.compile(r"gloo.*pair\.cc.*(reset|closed|Broken pipe)|ncclRemoteError", re.DOTALL)
 
 
 class UserError(Exception):
@@ -30,6 +35,14 @@ def need(module: str, extra: str | None = None) -> ModuleType:
         raise UserError(f"this needs the package '{module}': pip install '{target}'") from error
 
 
+def refusal(error: Exception) -> str:
+    """Why the system refused a file, in its own words, on one line; safetensors hides them in its text."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    found = re.search(r"os error (\d+)", str(error))
+    return os.strerror(int(found[1])) if found else (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """A hint for an unknown name: the closest valid ones, or all of them when none is close."""
     options = sorted(options)
@@ -38,7 +51,10 @@ def nearest(name: str, options: Iterable[str]) -> str:
 
 
 def one_line(main: Callable[..., Any]) -> Callable[..., Any]:
-    """`main`, with a user's error printed as `error: …` on stderr and exit code 2 instead of a traceback."""
+    """`main`, with a user's error printed as `error: …` on stderr and exit code 2 instead of a traceback.
+
+    A rank whose peer has ended says so in one line too and ends at once with 1: read the peer's line.
+    """
 
     @functools.wraps(main)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -47,6 +63,14 @@ def one_line(main: Callable[..., Any]) -> Callable[..., Any]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except RuntimeError as error:
+            if not _PEER_GONE.search(str(error)):
+                raise
+            said = str(error).strip().splitlines()[0].split("] ", 1)[-1]
+            print(f"error: another process of this run ended; its message says why ({said})", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # tearing the process group down can wait half an hour for the peer
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None

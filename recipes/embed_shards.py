@@ -3,8 +3,8 @@
 Source: LiT, Zhai et al. 2022 (arXiv:2111.07991), section 5.6 and appendix G: valid for a locked image tower
 and preprocessing without chance (or with the chance frozen into a number of views).
 
-    python recipes/embed_shards.py --model data/towers/efficientnet_lite0 --data 'data/corpus/train/*/*.tar'
-    --out DIR ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 recipes/embed_shards.py …
+    python recipes/embed_shards.py --model TOWER --data 'data/corpus/train/*/*.tar' --out DIR
+    ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 recipes/embed_shards.py …
 
 Each shard gets a twin of the same name and order below --out: KEY.npy (D,) or (views,D) features before any
 head, KEY.txt and KEY.json as they were. index.json says which tower made them (a training run refuses
@@ -33,17 +33,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmvit.data.cache import MEAN
 from mmvit.data.decode import PICTURES
+from mmvit.data.feed import next_of, share, start_workers
 from mmvit.data.folder import Shard, write_index
 from mmvit.data.image import ImageAugment, ImagePreprocess
-from mmvit.data.offsets import save_offsets, scan_tar
+from mmvit.data.offsets import save_offsets, scan_tar, write_atomic
 from mmvit.data.pixels import BadSample
 from mmvit.data.shards import ShardIndex
-from mmvit.data.write import ShardWriter
+from mmvit.data.write import ShardWriter, safe_key
 from mmvit.errors import UserError, one_line
 from mmvit.hub.fingerprint import fingerprint
 from mmvit.hub.towers import load_image_tower
+from mmvit.models.towers import bare
 from mmvit.options import parse
-from mmvit.tasks.towers import bare
+from mmvit.train.memory import keep_memory
 from mmvit.train.setup import choose_precision, set_threads
 
 COPIED = ("txt", "json")
@@ -95,6 +97,7 @@ class Item:
     members: dict[str, bytes]
     pixels: Tensor | None = None
     bad: str = ""
+    failure: str = ""
 
 
 @dataclass
@@ -118,6 +121,8 @@ class Pictures(Dataset[Item]):
             raw = self.index.read(self.first + i, lambda extension: extension in (*PICTURES, *COPIED))
         except BadSample as bad:
             return Item(self.index.key(self.first + i), {}, bad=bad.reason)
+        except UserError as error:  # a worker's exception would come back as a traceback
+            return Item("", {}, failure=str(error))
         key = raw["__key__"].decode()
         item = Item(key, {name: raw[name] for name in COPIED if name in raw})
         picture = next((raw[name] for name in PICTURES if name in raw), None)
@@ -133,6 +138,16 @@ class Pictures(Dataset[Item]):
         except BadSample as bad:
             item.bad = bad.reason
         return item
+
+
+def read(pictures: Pictures, workers: int) -> Iterator[Item]:
+    """The items in order; a worker that fails or dies is one clear error."""
+    loader = DataLoader(pictures, batch_size=None, num_workers=workers, collate_fn=_share)
+    items = start_workers(loader)
+    while (item := next_of(items, "--workers")) is not None:
+        if item.failure:
+            raise UserError(item.failure)
+        yield item
 
 
 def embed(items: Iterator[Item], tower: Any, config: Config, precision: str) -> Iterator[tuple[Item, Any]]:
@@ -184,11 +199,11 @@ def embed_shard(work: Work, tower: Any, config: Config, preprocess: ImagePreproc
     """Writes one shard's twin and its statistics, whole or not at all."""
     first, stop = (int(work.source.first[work.shard + i]) for i in (0, 1))
     pictures = Pictures(work.source, first, stop, config, preprocess, ImageAugment(flip=config.flip))
-    loader = DataLoader(pictures, batch_size=None, num_workers=config.workers, collate_fn=_same)
     total, count, bad = np.zeros(tower.width, np.float64), 0, Counter[str]()
+    names: set[str] = set()
     aside = work.target.parent / f".{work.target.stem}.part"
     with ShardWriter(aside / "part", max(1, stop - first), overwrite=True) as writer:
-        for item, features in embed(iter(loader), tower, config, precision):
+        for item, features in embed(read(pictures, config.workers), tower, config, precision):
             members: dict[str, Any] = dict(item.members)
             if features is None:
                 bad[item.bad] += 1
@@ -201,11 +216,14 @@ def embed_shard(work: Work, tower: Any, config: Config, preprocess: ImagePreproc
                 members["npy"] = stored[0] if config.views == 1 else stored
                 total, count = total + stored.astype(np.float64).sum(0), count + len(stored)
             # A sample without a usable picture keeps its place, so that orders agree with the source's.
-            writer.write(item.key.replace("/", "_"), members or {"json": {}})
+            name = safe_key(item.key, names)
+            names.add(name)
+            writer.write(name, members or {"json": {}})
     os.replace(aside / "part-000000.tar", work.target)
     save_offsets(str(work.target), scan_tar(str(work.target)))
     shutil.rmtree(aside)
-    work.stats.write_text(json.dumps({"sum": total.tolist(), "count": count, "bad": dict(bad)}))
+    facts = {"sum": total.tolist(), "count": count, "bad": dict(bad)}
+    write_atomic(work.stats, json.dumps(facts).encode())
 
 
 def plan(config: Config, notes: dict[str, Any], state: PartialState) -> list[Work]:
@@ -268,7 +286,20 @@ def main(config: Config) -> None:
         raise UserError("--views and --batch-size must be at least 1")
     state = PartialState(cpu=not torch.cuda.is_available())
     set_threads(config.threads, state.device)
+    if state.device.type == "cpu":
+        keep_memory()
     precision = choose_precision(config.precision)
+    try:
+        embed_all(config, state, precision)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or config.out}: {error.strerror}; the shards that are done stay, "
+            "the same command goes on"
+        ) from None
+
+
+def embed_all(config: Config, state: PartialState, precision: str) -> None:
+    """Between the start of the processes and their end: tower, plan, shards, index."""
     size = (config.image_size, config.image_size) if config.image_size else None
     try:
         loaded, preprocess = load_image_tower(config.model, image_size=size)
@@ -305,8 +336,9 @@ def main(config: Config) -> None:
     state.wait_for_everyone()
 
 
-def _same(item: Item) -> Item:
-    return item
+def _share(item: Item) -> Item:
+    problem = share([item.pixels], "--workers")
+    return item if problem is None else Item("", {}, failure=problem)
 
 
 @one_line

@@ -4,7 +4,7 @@ Source: LiT, Zhai et al. 2022 (arXiv:2111.07991); CLIP, Radford et al. 2021; Sig
 
     python recipes/lit.py --preset tiny --data.train 'SHARDS' --model.tokenizer FOLDER --out runs/tiny
     accelerate launch recipes/lit.py --preset small --model.image FOLDER --data.train … --data.val … --out …
-    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 recipes/lit.py … --train.world-size 2
+    ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 recipes/lit.py … --train.world-size 2
     accelerate launch --config_file recipes/accelerate/8gpu_ddp.yaml recipes/lit.py …
 
 The two letters of --model.lock are image and text tower: L locked, U unlocked (both pretrained, folders),
@@ -16,7 +16,6 @@ Shards whose index.json names cached embeddings (recipes/embed_shards.py) train 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,22 +24,22 @@ from mmvit.data.cache import Cache, read_cache, read_mean
 from mmvit.data.image import ImageAugment, ImagePreprocess
 from mmvit.data.loader import DataConfig, Loader, make_loader
 from mmvit.data.text import Tokenizer
-from mmvit.errors import UserError, one_line
+from mmvit.errors import UserError, one_line, refusal
 from mmvit.evaluators.image_text import embed_pictures, retrieval, zero_shot
 from mmvit.hub.fingerprint import fingerprint
-from mmvit.hub.folder import is_whole, save
+from mmvit.hub.folder import is_whole, read_config, save
 from mmvit.hub.pick import pick_image_tower, pick_text_tower
-from mmvit.models.config import DualEncoderConfig
 from mmvit.models.lit import DualEncoder, build_dual_encoder
+from mmvit.models.towers import bare, join
 from mmvit.options import parse
 from mmvit.tasks.contrastive import ContrastiveTask
 from mmvit.tasks.lock import Lock
-from mmvit.tasks.towers import bare, with_head
 from mmvit.train import freeze as freezing
 from mmvit.train.checkpoint import Checkpoints, newest_step
 from mmvit.train.meters import Meters
 from mmvit.train.optim import OptimConfig, build_optimizer, summary
 from mmvit.train.prepare import prepare
+from mmvit.train.profile import profiled
 from mmvit.train.schedule import ScheduleConfig, build_schedule
 from mmvit.train.setup import Run, TrainConfig, start
 from mmvit.train.step import Engine, train_step
@@ -195,26 +194,23 @@ def build_parts(config: Config) -> Parts:
     center = cache.mean if model.image_center == "auto" and cache is not None else None
     if model.image_center not in ("auto", "none"):
         center = read_mean(model.image_center)
-    image = with_head(image, model.embed_dim or None, center=center is not None)
-    if center is not None:
-        image.head.mean.copy_(center)
-    text = with_head(text, image.embed_dim)
-    described = DualEncoderConfig(
-        image=image.config,
-        text=text.config,
-        logit_scale_init=math.log(loss.scale),
-        logit_bias_init=loss.bias if loss.kind == "sigmoid" else None,
-        logit_scale_max=math.log(loss.scale_max) if loss.scale_max else None,
-        activation=loss.kind,
+    pair = join(
+        image,
+        text,
+        embed_dim=model.embed_dim or None,
+        center=center,
+        kind=loss.kind,
+        scale=loss.scale,
+        bias=loss.bias,
+        scale_max=loss.scale_max,
     )
-    pair = DualEncoder(described, image=image, text=text)
     pair.set_checkpointing(model.checkpointing)
     return Parts(pair, preprocess, tokenizer, cache)
 
 
 def open_loader(config: Config, parts: Parts, run: Run, engine: Engine) -> Loader:
     """This rank's batches, from the engine's position in the global stream to the run's end."""
-    data, text = config.data, parts.pair.text.config
+    data = config.data
     crop = data.augment == "crop" and parts.cache is None
     return make_loader(
         data.train,
@@ -230,7 +226,7 @@ def open_loader(config: Config, parts: Parts, run: Run, engine: Engine) -> Loade
         preprocess=parts.preprocess,
         augment=ImageAugment(flip=data.flip) if crop else None,
         tokenizer=parts.tokenizer,
-        pad_to="longest" if text.pad_mask and text.pool != "last" else "context",
+        pad_to="longest" if parts.pair.text.ignores_padding else "context",
         caption=data.caption,
         first_caption_rate=data.first_caption_rate,
         languages=data.languages,
@@ -267,10 +263,17 @@ def evaluate(config: Config, parts: Parts, run: Run, engine: Engine) -> dict[str
     return {f"eval/{name}": metrics[name] for name in wanted if name in metrics}
 
 
+def finished(out: Path, steps: int) -> bool:
+    """Whether all steps are taken and in OUT/model, where a shorter run may have left its model."""
+    if newest_step(out) < steps or not is_whole(out / "model"):
+        return False
+    return (read_config(out / "model").get("card") or {}).get("steps", steps) >= steps
+
+
 def main(config: Config) -> None:
     """One run from options to OUT/model."""
     out = Path(config.out)
-    if config.resume == "auto" and is_whole(out / "model") and newest_step(out) >= config.train.steps:
+    if config.resume == "auto" and finished(out, config.train.steps):
         print(f"{out} is finished: {config.train.steps} steps, the model is in {out / 'model'}")
         return
     if not config.data.train:
@@ -298,8 +301,7 @@ def train(config: Config, run: Run) -> None:
     optimizer = build_optimizer(task, frozen, config.optim)
     log.line(summary(optimizer))
     schedule = build_schedule(config.schedule, config.train.steps)
-    chance = math.log(config.train.batch_size) if config.loss.kind == "softmax" else None
-    engine = prepare(run, task, frozen, optimizer, schedule, chance)
+    engine = prepare(run, task, frozen, optimizer, schedule, task.chance(config.train.batch_size))
     sources = {"model.image": config.model.image, "model.text": config.model.text}
     checkpoints = Checkpoints(run.out, engine, meters, config.train.keep, sources)
     if (found := checkpoints.resume(config.resume)) is not None:
@@ -309,7 +311,7 @@ def train(config: Config, run: Run) -> None:
 
     settings = config.train
     with open_loader(config, parts, run, engine) as loader:
-        for batch in meters.timed(loader):
+        for batch in profiled(meters.timed(loader), run):
             meters.total(truncated=batch.truncated, **batch.skipped)
             meters.add(train_step(engine, batch), settings.batch_size)
             log.progress(engine.step)
@@ -343,7 +345,12 @@ def finish(config: Config, parts: Parts, run: Run, engine: Engine) -> None:
         card = {**facts, "batch_size": config.train.batch_size, "base_models": [Path(t).name for t in towers]}
         pair = build_dual_encoder(parts.pair.config)
         pair.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
-        save(pair, run.out / "model", preprocess=parts.preprocess, tokenizer=parts.tokenizer, card=card)
+        try:
+            save(pair, run.out / "model", preprocess=parts.preprocess, tokenizer=parts.tokenizer, card=card)
+        except FileExistsError as error:
+            raise UserError(f"{error}, or move it away: the same command goes on") from None
+        except OSError as error:
+            raise UserError(f"could not write the model {run.out / 'model'}: {refusal(error)}") from None
         run.log.line(f"done: the model is in {run.out / 'model'}")
     run.accelerator.wait_for_everyone()
 

@@ -5,9 +5,9 @@ and family, and writes WebDataset shards `OUT/SPLIT/PART/PART-000000.tar` with a
 and `OUT/corpus.json` (counts, licences, held-out words). Parts that are already whole are skipped; a killed
 build goes on.
 
-    python scripts/build_corpus.py                          # everything but speech, about four minutes on two
-    cores python scripts/build_corpus.py --small --out /tmp/c     # a few hundred pictures in seconds python
-    scripts/build_corpus.py --parts emoji stamps     # only these
+    python scripts/build_corpus.py                          # all but speech, some four minutes on two cores
+    python scripts/build_corpus.py --small --out /tmp/c     # a few hundred pictures in seconds
+    python scripts/build_corpus.py --parts emoji stamps     # only these
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmvit.data.shards import ShardIndex
+from mmvit.data.shards import ShardIndex, is_remote
 from mmvit.errors import UserError
 
 MEAN = "embedding_mean.npy"
@@ -38,12 +39,16 @@ def read_cache(urls: str) -> Cache | None:
     """What `urls` (sources separated by "::") say about cached embeddings; None when they hold none.
 
     Raises:
-        UserError: some sources are cached and others are not, or different towers made them.
+        UserError: some sources are cached and others are not, different towers made them, or what the folder
+            says of them is damaged.
     """
     found: dict[str, tuple[str, int]] = {}
     plain: list[str] = []
     means, counts, cached = [], [], 0
     for pattern in urls.split("::"):
+        if is_remote(pattern.strip()):  # cached embeddings are read by index, so there can be none
+            plain.append(pattern)
+            continue
         index = ShardIndex.open(pattern.strip())
         folders = dict.fromkeys(os.path.dirname(shard.path) for shard in index.shards)
         for folder, meta in zip(folders, index.metas, strict=True):
@@ -52,10 +57,10 @@ def read_cache(urls: str) -> Cache | None:
                 plain.append(folder)
                 continue
             cached += 1
-            found[folder] = (entry["fingerprint"], entry["dim"])
+            found[folder] = _checked(entry, folder)
             path = os.path.join(folder, MEAN)
             if os.path.exists(path):
-                means.append(np.load(path, allow_pickle=False).astype(np.float64))
+                means.append(read_mean(path, found[folder][1]).double().numpy())
                 counts.append(sum(s.samples for s in index.shards if os.path.dirname(s.path) == folder))
     if not found:
         return None
@@ -76,16 +81,41 @@ def read_cache(urls: str) -> Cache | None:
     return Cache(fingerprint, dim, mean)
 
 
-def read_mean(path: str) -> Tensor:
+def _checked(entry: Any, folder: str) -> tuple[str, int]:
+    """(fingerprint, D) of meta["embedding"]."""
+    try:
+        fingerprint, dim = entry["fingerprint"], entry["dim"]
+        if isinstance(fingerprint, str) and type(dim) is int and dim > 0:
+            return fingerprint, dim
+    except (KeyError, TypeError):
+        pass
+    raise UserError(
+        f"index.json in {folder} names no tower and width for its cached embeddings: embed them again with "
+        "recipes/embed_shards.py"
+    )
+
+
+def read_mean(path: str, dim: int | None = None) -> Tensor:
     """(D,) float32 mean features from an .npy file.
 
+    Args:
+        path: the file.
+        dim: D where it is known.
+
     Raises:
-        UserError: no such file, or not one vector of numbers.
+        UserError: no such file, or not one vector of D finite numbers.
     """
     try:
-        mean = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the mean features {path}: {error}") from None
-    if mean.ndim != 1 or mean.dtype.kind != "f":
-        raise UserError(f"{path} holds {mean.dtype} {mean.shape}: expected a float vector (D,)")
+        with open(path, "rb") as file:
+            mean = np.load(file, allow_pickle=False)
+    except Exception as error:  # numpy raises many kinds on damaged files
+        reason = getattr(error, "strerror", None) or "it is no .npy file of numbers"
+        raise UserError(f"cannot read the mean features {path}: {reason}") from None
+    if not isinstance(mean, np.ndarray) or mean.ndim != 1 or mean.dtype.kind != "f":
+        what = f"{mean.dtype} {mean.shape}" if isinstance(mean, np.ndarray) else "several arrays"
+        raise UserError(f"{path} holds {what}: expected a float vector (D,)")
+    if dim is not None and len(mean) != dim:
+        raise UserError(f"{path} holds {len(mean)} numbers: expected D = {dim}")
+    if not np.isfinite(mean).all():
+        raise UserError(f"{path} holds numbers that are not finite")
     return torch.from_numpy(mean.astype(np.float32))

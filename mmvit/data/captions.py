@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,17 +17,19 @@ from typing import Any
 from mmvit.data.pixels import BadSample
 
 LONGEST = 32_768
+DEEPEST = 64
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_text(data: bytes) -> str:
-    """The caption in a .txt member, outer white space removed.
+    """The caption in a .txt member, outer white space removed; "" where no character of it can be seen.
 
     Raises:
         BadSample: text-not-utf8, or text-too-long (above 32,768 characters: no caption, and slow to
             tokenize).
     """
     try:
-        text = data.decode("utf-8-sig").strip()
+        text = _visible(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise BadSample("text-not-utf8", f"byte {error.start} is {data[error.start]:#x}") from None
     if len(text) > LONGEST:
@@ -35,17 +38,21 @@ def read_text(data: bytes) -> str:
 
 
 def read_json(data: bytes) -> dict[str, Any]:
-    """The object in a .json member.
+    """The object in a .json member; halves of surrogate pairs, which no tokenizer takes, become U+FFFD.
 
     Raises:
-        BadSample: json-unreadable: not UTF-8, not JSON, or not an object.
+        BadSample: json-unreadable: not UTF-8, not JSON, not an object, or more than 64 levels deep.
     """
     try:
         content = json.loads(data)
+        if _HALF.search(data):
+            content = json.loads(re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(content, ensure_ascii=False)))
     except (ValueError, RecursionError) as error:
         raise BadSample("json-unreadable", str(error)[:80]) from None
     if not isinstance(content, dict):
         raise BadSample("json-unreadable", f"an object was expected, this is a {type(content).__name__}")
+    if data.count(b"{") + data.count(b"[") > DEEPEST and _deeper(content, DEEPEST):
+        raise BadSample("json-unreadable", f"nested more than {DEEPEST} levels deep")
     return content
 
 
@@ -65,7 +72,7 @@ def all_captions(raw: Mapping[str, bytes], meta: Mapping[str, Any], languages: S
     if isinstance(texts, Mapping):
         wanted = sorted(texts) if "*" in languages else languages
         texts = [text for language in wanted for text in _as_list(texts.get(language, []))]
-    found += [t.strip() for t in _as_list(texts) if isinstance(t, str) and len(t) <= LONGEST]
+    found += [_visible(t) for t in _as_list(texts) if isinstance(t, str) and len(t) <= LONGEST]
     captions = [text for text in dict.fromkeys(found) if text]
     if not captions:
         raise BadSample("text-empty" if "txt" in raw or found else "text-missing")
@@ -85,6 +92,20 @@ def group_of(value: str | int) -> int:
     text = " ".join(text.split()).rstrip(".").strip()
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def _visible(text: str) -> str:
+    """`text` without outer white space; "" where it holds only spaces, controls and invisible marks."""
+    text = text.strip()
+    seen = any(unicodedata.category(c) not in ("Cc", "Cf", "Zs", "Zl", "Zp", "Cs") for c in text)
+    return text if seen else ""
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels < 1 or any(_deeper(v, levels - 1) for v in inner)
 
 
 def _as_list(value: Any) -> list[Any]:

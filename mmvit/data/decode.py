@@ -91,7 +91,7 @@ class Decoder:
         Raises:
             BadSample: a required field is missing or cannot be read.
         """
-        key = raw["__key__"].decode("utf-8", "replace")
+        key = raw["__key__"].decode("utf-8", "backslashreplace")
         sample = Sample(key=key, source=source)
         meta = read_json(raw["json"]) if self._reads_json and "json" in raw else {}
         if "text" in self.fields:

@@ -55,7 +55,8 @@ class Skips:
     def add(self, bad: BadSample, where: str) -> None:
         """Nothing; notes one bad sample and, the first time, where it is."""
         self.counts[bad.reason] += 1
-        self.examples.setdefault(bad.reason, f"{where}: {bad}")
+        text = f"{where}: {bad}"  # keys come from strangers: one line, nothing a terminal would obey
+        self.examples.setdefault(bad.reason, "".join(c if c.isprintable() else "?" for c in text))
 
 
 @dataclass(slots=True)

@@ -46,7 +46,9 @@ def pick_view(data: bytes, dim: int | None, rng: random.Random | None) -> Tensor
         BadSample: as `read_views`, or embedding-not-finite.
     """
     views = read_views(data, dim)
-    view = views[rng.randrange(len(views)) if rng is not None and len(views) > 1 else 0].astype(np.float32)
+    view = views[rng.randrange(len(views)) if rng is not None and len(views) > 1 else 0]
+    with np.errstate(over="ignore"):  # a float64 beyond float32 is found on the next line
+        view = view.astype(np.float32)
     if not np.isfinite(view).all():
         raise BadSample("embedding-not-finite")
     return torch.from_numpy(view)
@@ -55,7 +57,10 @@ def pick_view(data: bytes, dim: int | None, rng: random.Random | None) -> Tensor
 def _read_npy(data: bytes) -> np.ndarray:
     """The array; the header, equal in all samples of a cache, is parsed once instead of a million times."""
     if data[:8] != b"\x93NUMPY\x01\x00":
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        found = np.load(io.BytesIO(data), allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            raise ValueError(f"{type(found).__name__}, expected one array")
+        return found
     end = 10 + int.from_bytes(data[8:10], "little")
     dtype, shape = _header(data[10:end])
     return np.frombuffer(data, dtype, count=int(np.prod(shape)), offset=end).reshape(shape)

@@ -6,6 +6,7 @@ each shard, its name, samples and bytes: nobody needs to open a shard to know ho
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ class Shard:
 
 
 def open_folder(
-    folder: str, paths: list[str], tables: dict[str, Offsets]
+    folder: str, paths: list[str], tables: dict[str, Offsets], pattern: str = ""
 ) -> tuple[dict[str, Shard], set[str], dict[str, Any]]:
     """Of one folder: path -> shard, the extensions that occur, and the writer's notes.
 
@@ -41,15 +42,23 @@ def open_folder(
         folder: where the shards lie.
         paths: the shards that are asked for.
         tables: gets the offsets of shards whose table cannot be kept beside them.
+        pattern: what `paths` came from: a folder or a glob means all shards that index.json lists.
 
     Raises:
-        UserError: a shard is no tar, or its size is not the one that index.json gives.
+        UserError: a shard is no tar, its size is not the one that index.json gives, or one that index.json
+            lists and `pattern` names is not there.
     """
     content = read_index(folder) or {"shards": [], "fields": [], "meta": {}}
     listed = {}
     for entry in content["shards"]:
         path = os.path.join(folder, entry["name"])
         listed[path] = Shard(path, entry["samples"], entry["bytes"])
+    gone = sorted(path for path in listed if path not in paths and _meant(path, pattern))
+    if gone := [path for path in gone if not os.path.exists(path)]:
+        raise UserError(
+            f"index.json lists {gone[0]}, which is not there ({len(gone)} of {len(listed)} shards are "
+            f"missing): copy it again, or {rebuild(gone[0])}"
+        )
     fields: set[str] = set(content["fields"])
     scanned = [path for path in paths if path not in listed]
     for path in scanned:
@@ -73,6 +82,13 @@ def open_folder(
     return {path: listed[path] for path in paths}, fields, content.get("meta", {})
 
 
+def _meant(path: str, pattern: str) -> bool:
+    """Whether a shard that is not there would belong to `pattern` (braces name their shards themselves)."""
+    if os.path.isdir(pattern):
+        return os.path.normpath(os.path.dirname(path)) == os.path.normpath(pattern) and path.endswith(".tar")
+    return fnmatch.fnmatchcase(path, pattern) and path.count("/") == pattern.count("/")
+
+
 def read_index(folder: str) -> dict[str, Any] | None:
     """Content of a folder's index.json, None where there is none.
 
@@ -85,13 +101,17 @@ def read_index(folder: str) -> dict[str, Any] | None:
         if content["version"] != VERSION:
             raise UserError(f"{path} has version {content['version']}, not {VERSION}: update mmvit")
         for shard in content["shards"]:
-            if not (isinstance(shard["name"], str) and shard["samples"] >= 0 and shard["bytes"] >= 0):
+            if not (isinstance(shard["name"], str) and _count(shard["samples"]) and _count(shard["bytes"])):
                 raise ValueError(f"odd entry {shard}")
-        set(content["fields"])
+        if not all(isinstance(name, str) for name in content["fields"]):
+            raise ValueError("fields must be names")
+        if not isinstance(content.get("meta", {}), dict):
+            raise ValueError("meta must be an object")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"{type(error).__name__}: {error}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = str(error)[:120] if isinstance(error, ValueError) else "it is not what mmvit writes"
+        what = getattr(error, "strerror", None) or what
         raise UserError(f"{path} is damaged ({what}); {rebuild(path)}") from None
     return content
 
@@ -115,6 +135,10 @@ def write_index(folder: str, shards: list[Shard], fields: set[str], meta: dict[s
 def rebuild(path: str) -> str:
     """The remedy that errors about an index name."""
     return f"rebuild the index with scripts/make_shards.py --index {os.path.dirname(path) or '.'}"
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 60
 
 
 def _size(path: str) -> int:

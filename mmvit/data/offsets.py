@@ -7,6 +7,7 @@ Letters: S samples, M members.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -23,6 +25,8 @@ from mmvit.errors import UserError
 
 log = logging.getLogger(__name__)
 VERSION = 1
+_NONSENSE = "headers that make no sense"
+_HUGE = 1 << 40  # a header may claim any size
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,16 +84,19 @@ def scan_tar(path: str, damage: list[str] | None = None) -> Offsets:
         damage: gets a line for what is wrong with the tar's tail; without it the line is logged.
 
     Raises:
-        UserError: no such file, an empty file, or not an uncompressed tar.
+        UserError: no such file, an empty file, a folder, or not an uncompressed tar.
     """
     total = _size(path)
+    left_out: list[str] = []
     table: dict[str, int] = {}
     samples: list[list[tuple[int, int, int]]] = []
     keys: list[bytes] = []
     extensions: dict[str, int] = {}
     taken: list[set[int]] = []
     for member in _headers(path, damage):
-        if not member.isreg():
+        if member.islnk() or member.issym() or member.issparse():
+            left_out.append(member.name)  # what they stand for is elsewhere, or not as long as it says
+        if not member.isreg() or member.issparse():
             continue
         key, extension = split_name(member.name)
         ext = extensions.setdefault(extension, len(extensions))
@@ -99,8 +106,11 @@ def scan_tar(path: str, damage: list[str] | None = None) -> Offsets:
             samples.append([])
             taken.append(set())
             keys.append(key.encode("utf-8", "surrogateescape"))
-        samples[row].append((member.offset_data, member.size, ext))
+        samples[row].append((member.offset_data, min(member.size, _HUGE), ext))
         taken[row].add(ext)
+    if left_out:
+        some = f"{len(left_out)} links or sparse files, first {left_out[0]!r}"
+        _report(f"{path} holds {some}: members must be plain files, these are left out", damage)
     flat = np.array([m for sample in samples for m in sample], dtype=np.int64).reshape(-1, 3)
     return Offsets(
         first=np.concatenate([[0], np.cumsum([len(s) for s in samples], dtype=np.int64)]).astype(np.int64),
@@ -114,13 +124,18 @@ def scan_tar(path: str, damage: list[str] | None = None) -> Offsets:
     )
 
 
-def load_offsets(path: str, keep: bool = True) -> Offsets:
+def load_offsets(path: str, keep: bool = True, anew: bool = False) -> Offsets:
     """The offsets of shard `path`, from `path`.idx if that fits, else scanned (and written if `keep`).
+
+    Args:
+        path: the shard.
+        keep: write what was scanned to `path`.idx, where that can be.
+        anew: scan in any case.
 
     Raises:
         UserError: as `scan_tar`.
     """
-    found = _read(path + ".idx", _size(path))
+    found = None if anew else _read(path + ".idx", _size(path))
     if found is not None:
         return found
     offsets = scan_tar(path)
@@ -169,32 +184,58 @@ def _read(path: str, total: int) -> Offsets | None:
         if about["version"] != VERSION or about["bytes"] != total:
             return None
         keys = arrays.pop("keys").tobytes()
-        return Offsets(extensions=tuple(about["extensions"]), keys=keys, total_bytes=total, **arrays)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        table = Offsets(extensions=tuple(about["extensions"]), keys=keys, total_bytes=total, **arrays)
+        return table if _sound(table) else None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _sound(table: Offsets) -> bool:
+    """Whether a stored table is one at all: every number points into its array and into the tar."""
+    rows = (table.first, table.start, table.size, table.extension, table.key_end)
+    if any(row.ndim != 1 or row.dtype.kind != "i" for row in rows) or not len(table.first):
+        return False
+    if not all(isinstance(name, str) for name in table.extensions):
+        return False
+    members = len(table.start)
+    bounds = (int(table.first[0]), int(table.first[-1]), table.key_end[-1:].tolist())
+    return (
+        bounds == (0, members, [len(table.keys)] if len(table) else [])
+        and len(table.size) == len(table.extension) == members
+        and len(table.key_end) == len(table)
+        and bool((np.diff(table.first) > 0).all() and (np.diff(table.key_end) >= 0).all())
+        and bool(((table.start >= 512) & (table.start <= table.total_bytes)).all())
+        and bool(((table.size >= 0) & (table.size <= _HUGE)).all())
+        and bool(((table.extension >= 0) & (table.extension < len(table.extensions))).all())
+    )
 
 
 def _headers(path: str, damage: list[str] | None) -> Iterator[tarfile.TarInfo]:
     """Every member header; a broken tail ends the walk with a warning."""
-    with open(path, "rb") as file:
+    with _opened(path) as file:
+        found, reached = 0, 0
         try:
             tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closed with the file
-        except tarfile.TarError:
-            raise UserError(_not_a_tar(path)) from None
-        found = 0
-        try:
             while (member := tar.next()) is not None:
-                found += 1
+                if member.size < 0 or tar.offset <= reached:
+                    raise tarfile.ReadError(f"a member of {member.size} bytes")
+                found, reached = found + 1, tar.offset
                 yield member
                 tar.members = []  # type: ignore[attr-defined]  # ten thousand headers need not stay in memory
-        except (tarfile.TarError, OSError, ValueError) as error:
+        except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError, MemoryError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # the storage, not the tar
+                raise UserError(f"cannot read the shard {path}: {error.strerror}") from None
             if not found:
                 raise UserError(_not_a_tar(path)) from None
-            _report(f"{path} is damaged after member {found} ({error}): its tail is lost", damage)
+            what = str(error) if isinstance(error, tarfile.TarError | OSError | ValueError) else _NONSENSE
+            _report(f"{path} is damaged after member {found} ({what}): its tail is lost", damage)
             return
         file.seek(tar.offset)
-        if file.read(1) != b"\0":  # tarfile takes any odd header for the end
+        rest = file.read(1 << 16)
+        if rest[:1] != b"\0":  # tarfile takes any odd header for the end
             _report(f"{path} has no end mark after member {found}: its tail is lost", damage)
+        elif rest.strip(b"\0"):
+            _report(f"{path} goes on behind its end mark (tars put together?): its tail is lost", damage)
 
 
 def _report(line: str, damage: list[str] | None) -> None:
@@ -204,11 +245,20 @@ def _report(line: str, damage: list[str] | None) -> None:
         damage.append(line)
 
 
+def _opened(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"cannot read the shard {path}: {error.strerror}") from None
+
+
 def _size(path: str) -> int:
     try:
         total = os.stat(path).st_size
     except OSError as error:
         raise UserError(f"cannot read the shard {path}: {error.strerror}") from None
+    if os.path.isdir(path):
+        raise UserError(f"the shard {path} is a folder: give its files, or the folder that holds the shards")
     if total == 0:
         raise UserError(f"the shard {path} is empty (0 bytes): write it again, or take it out of the list")
     return total

@@ -8,15 +8,29 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from mmvit.errors import UserError
 
 Color = tuple[int, int, int]
 _ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PROGRAMS = ("EPS",)  # formats that Pillow hands to another program (Ghostscript)
+# Sizes are judged by `check_size`, damage is counted: nobody needs Pillow's lines about them as well.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class BadSample(Exception):  # noqa: N818 - it is counted, not an error of the program
@@ -50,6 +64,8 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
         raise BadSample("image-too-large", str(error)[:80]) from None
     except Exception as error:  # decoders raise anything on hostile bytes
         raise BadSample("image-unreadable", f"{type(error).__name__}, starts with {data[:8]!r}") from None
+    if image.format in _PROGRAMS:
+        raise BadSample("image-unreadable", f"{image.format} files are programs, not pictures")
     check_size(image, max_pixels)
     return image
 
@@ -74,9 +90,9 @@ def load_rgb(image: Image.Image, background: Color) -> Image.Image:
     """
     try:
         image.load()
-        if _orientation(image) > 1:
-            image = ImageOps.exif_transpose(image)
-        return _flatten(_eight_bit(image), background)
+        turn = _UPRIGHT.get(_orientation(image))
+        image = _flatten(_eight_bit(image), background)
+        return image if turn is None else image.transpose(turn)
     except BadSample:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:

@@ -12,7 +12,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from mmvit.data.pixels import BadSample
 from mmvit.errors import UserError, need
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def is_remote(url: str) -> bool:
@@ -70,6 +71,8 @@ class ShardIndex:
         patience: seconds that storage may be away before reading gives up.
     """
 
+    patience: float = 60.0
+
     def __init__(
         self, shards: list[Shard], fields: set[str], metas: list[dict[str, Any]], tables: dict[str, Offsets]
     ):
@@ -82,7 +85,6 @@ class ShardIndex:
         self._tables: OrderedDict[int, Offsets] = OrderedDict()
         self._files: OrderedDict[int, int] = OrderedDict()
         self._held = 0
-        self.patience = 60.0
 
     @classmethod
     def open(cls, urls: str) -> ShardIndex:
@@ -101,7 +103,7 @@ class ShardIndex:
         tables: dict[str, Offsets] = {}
         for folder in dict.fromkeys(os.path.dirname(p) for p in paths):
             wanted = [p for p in paths if os.path.dirname(p) == folder]
-            found, names, meta = open_folder(folder, wanted, tables)
+            found, names, meta = open_folder(folder, wanted, tables, urls)
             listed.update(found)
             fields |= names
             metas.append(meta)
@@ -131,16 +133,16 @@ class ShardIndex:
         for extension, start, size in table.members(row):
             if want is not None and not want(extension):
                 continue
-            data = self._bytes(s, start - 512, size + 512)
-            name = f"{key}.{extension}"
-            if not data.startswith(name.encode() + b"\0") and not _names(data[:512], name):
+            data = self._bytes(s, start - 512, min(size + 512, table.total_bytes))
+            name = f"{key}.{extension}" if extension else key
+            if not data.startswith(name.encode("utf-8", "replace") + b"\0") and not _names(data[:512], name):
                 raise UserError(
-                    f"the index of {self.shards[s].path} does not fit the tar, {key}.{extension} is not "
+                    f"the index of {self.shards[s].path} does not fit the tar, {name!r} is not "
                     f"at byte {start - 512}: {rebuild(self.shards[s].path)}"
                 )
             if len(data) < size + 512:
                 missing = size + 512 - len(data)
-                raise BadSample("member-truncated", f"{key}.{extension} ends {missing} bytes early")
+                raise BadSample("member-truncated", f"{name} ends {missing} bytes early")
             raw[extension] = data[512:]
         return raw
 
@@ -165,8 +167,11 @@ class ShardIndex:
             self._tables.move_to_end(s)
             return self._tables[s]
         shard = self.shards[s]
-        self._bytes(s, 0, 1)  # waits for storage that is away for a moment
-        table = self._pinned.get(shard.path) or load_offsets(shard.path)
+        table = self._pinned.get(shard.path)
+        if table is None:
+            table = self._patiently(s, lambda: _offsets(shard.path))
+        if len(table) != shard.samples:  # which of the two lies? The tar knows
+            table = load_offsets(shard.path, anew=True)
         if len(table) != shard.samples:
             raise UserError(
                 f"index.json says {shard.path} holds {shard.samples} samples, the tar holds {len(table)}: "
@@ -179,11 +184,15 @@ class ShardIndex:
         return table
 
     def _bytes(self, s: int, start: int, size: int) -> bytes:
-        """`size` bytes of shard s from byte `start`; storage that fails is tried again for a while."""
+        """`size` bytes of shard s from byte `start`."""
+        return self._patiently(s, lambda: os.pread(self._file(s), size, start))
+
+    def _patiently(self, s: int, read: Callable[[], T]) -> T:
+        """What `read` returns; storage that fails is tried again for a while."""
         wait, deadline = 0.5, time.monotonic() + self.patience
         while True:
             try:
-                return os.pread(self._file(s), size, start)
+                return read()
             except OSError as error:
                 if s in self._files:
                     os.close(self._files.pop(s))
@@ -209,11 +218,23 @@ class ShardIndex:
         return {**self.__dict__, "_files": OrderedDict(), "_tables": OrderedDict(), "_held": 0}
 
 
+def _offsets(path: str) -> Offsets:
+    """As `load_offsets`, but storage that is away is the system's own error, which is worth waiting for."""
+    try:
+        return load_offsets(path)
+    except UserError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
 def _names(header: bytes, name: str) -> bool:
     """Whether 512 bytes are the tar header of member `name` (a name the header cuts is trusted)."""
     if len(header) < 512:
         return False
-    stored = header[:100].rstrip(b"\0").decode("utf-8", "backslashreplace").lower()
-    if len(stored.encode()) >= 95 or not name.isascii():
+    stored = header[:100].rstrip(b"\0")
+    if len(stored) >= 95 or not name.isascii():
         return header[257:262] == b"ustar"
-    return bool(stored) and name.lower().endswith(stored)
+    prefix = header[345:500].rstrip(b"\0") if header[257:263] == b"ustar\0" else b""
+    full = (prefix + b"/" + stored if prefix else stored).decode("utf-8", "backslashreplace")
+    return full.lower().rstrip(".") == name.lower()

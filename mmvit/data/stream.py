@@ -1,4 +1,4 @@
-"""Shards that can only be read front to back (pipes, http): webdataset reads the tars, the order is ours.
+"""Shards that can only be read front to back (pipes, http): webdataset opens them, the order is ours.
 
 Each epoch permutes the shards and deals them to rank x worker slots; a slot shuffles raw members in a pool
 and empties it at the epoch's end, so every sample comes exactly once per epoch. Streams never end, so all
@@ -11,22 +11,29 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import random
+import tarfile
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mmvit.data.batch import PadTo
 from mmvit.data.decode import Decoder
 from mmvit.data.draws import Packet, Skips, pack
-from mmvit.data.folder import INDEX, read_index
+from mmvit.data.folder import INDEX, read_index, rebuild
+from mmvit.data.offsets import split_name
 from mmvit.data.pixels import BadSample
 from mmvit.data.tokenizer import Tokenizer
 from mmvit.errors import UserError, need
 from mmvit.types import Sample
 
 Raw = Mapping[str, bytes]
+_CUT = "has_no_end_mark"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Streams:
         self.urls = urls
         self.seed = seed
         self.pool = pool
+        self._warned = False
         self.counts = _counts(urls)
         if self.counts is None and samples is None:
             raise UserError(
@@ -83,14 +91,13 @@ class Streams:
         return order[slot::slots]
 
     def draws(self, slot: int, slots: int, skip: int) -> Iterator[tuple[Raw, list[Raw]]]:
-        """Raw samples of a slot for ever, from its `skip`-th on, each with the pool it came out of."""
+        """Raw samples of a slot for ever, from its `skip`-th on, each with others that could replace it."""
         for epoch in itertools.count():
             shards = self.shards(epoch, slot, slots)
-            if self.counts is not None:
-                whole = sum(self.counts[s] for s in shards)
-                if skip >= whole > 0:
-                    skip -= whole  # an epoch that was read before need not be opened
-                    continue
+            whole = sum(self.counts[s] for s in shards) if self.counts is not None else None
+            if whole is not None and skip >= whole > 0:
+                skip -= whole  # an epoch that was read before need not be opened
+                continue
             seen = 0
             for item in self._epoch(epoch, slot, shards):
                 seen += 1
@@ -100,16 +107,26 @@ class Streams:
                 yield item
             if not seen:
                 raise UserError(f"the shards of {self.urls[0]} … hold no samples")
+            if whole is not None and seen != whole and not self._warned:
+                self._warned = True
+                log.warning(
+                    "%s … hold %d samples, index.json says %d: a run that is continued in a later epoch will "
+                    "not go on exactly; %s", self.urls[shards[0]], seen, whole, rebuild(self.urls[shards[0]])
+                )  # fmt: skip
 
     def _epoch(self, epoch: int, slot: int, shards: list[int]) -> Iterator[tuple[Raw, list[Raw]]]:
         rng = random.Random(f"{self.seed}:{epoch}:{slot}")
         pool: list[Raw] = []
+        recent: deque[Raw] = deque(maxlen=64)  # stand in for a bad sample when the pool is empty
         for raw in itertools.chain.from_iterable(_members(self.urls[s]) for s in shards):
             pool.append(raw)
             if len(pool) >= self.pool:
-                yield _take(pool, rng), pool
+                recent.append(_take(pool, rng))
+                yield recent[-1], pool
         while pool:
-            yield _take(pool, rng), pool
+            taken = _take(pool, rng)
+            yield taken, pool or list(recent)
+            recent.append(taken)
 
 
 class StreamBatches(IterableDataset[Packet]):
@@ -167,7 +184,7 @@ class StreamBatches(IterableDataset[Packet]):
             try:
                 return self.decoder(raw, rng, "stream")
             except BadSample as bad:
-                skips.add(bad, raw["__key__"].decode("utf-8", "replace"))
+                skips.add(bad, raw["__key__"].decode("utf-8", "backslashreplace"))
         raise UserError(f"100 samples in a row cannot be used: {'; '.join(skips.examples.values())}")
 
 
@@ -178,21 +195,65 @@ def _take(pool: list[Raw], rng: random.Random) -> Raw:
 
 
 def _members(url: str) -> Iterator[Raw]:
-    """The samples of one shard, front to back.
+    """The samples of one shard, front to back; members of one sample must stand side by side.
 
     Raises:
         UserError: the shard cannot be opened, is no tar, or breaks off.
     """
-    tars = need("webdataset.tariterators")
+    key, raw = "", dict[str, bytes]()
     try:
-        with need("webdataset").gopen(url) as stream:
-            files = tars.tar_file_expander([{"url": url, "stream": stream}])
-            for sample in tars.group_by_keys(files):
-                raw = {name: data for name, data in sample.items() if not name.startswith("__")}
-                yield {"__key__": sample["__key__"].encode("utf-8", "backslashreplace"), **raw}
+        with need("webdataset").gopen(url) as source:
+            for name, data in _files(source, url):
+                before, (key, extension) = key, split_name(name)
+                if raw and (key != before or extension in raw):
+                    yield raw
+                    raw = {}
+                raw = raw or {"__key__": key.encode("utf-8", "surrogateescape")}
+                raw[extension] = data
+            if raw:
+                yield raw
+    except RecursionError:
+        raise UserError(f"cannot read the shard {url} as a stream: headers that make no sense") from None
     except Exception as error:  # tar, pipe, curl and decompressor each raise their own
-        reason = error.args[0] if error.args else type(error).__name__
-        raise UserError(f"cannot read the shard {url} as a stream: {reason}") from None
+        reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+        raise UserError(f"cannot read the shard {url} as a stream: {reason.splitlines()[0][:200]}") from None
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header; what is no header is an error, where tarfile would take it for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            member = super().fromtarfile(archive)
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            setattr(archive, _CUT, archive.offset > 0)
+            raise
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"damaged at byte {archive.offset} ({error})") from None
+        if member.size < 0:
+            raise tarfile.ReadError(f"damaged at byte {archive.offset} (a member of {member.size} bytes)")
+        return member
+
+
+def _files(source: Any, url: str) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the plain files in a tar, compressed or not."""
+    links = 0
+    with tarfile.open(fileobj=source, mode="r|*", tarinfo=_Header) as archive:
+        for member in archive:
+            links += member.issym() or member.islnk()
+            file = archive.extractfile(member) if member.isreg() else None
+            if file is not None:
+                yield member.name, file.read()
+            archive.members = []  # type: ignore[attr-defined]  # headers need not stay in memory
+        rest = archive.fileobj.read(1 << 16) if archive.fileobj is not None else b""
+        cut = getattr(archive, _CUT, False)
+    if cut:
+        log.warning("%s has no end mark: its tail is lost", url)
+    if links:
+        log.warning("%s holds %d links: members must be plain files, these are left out", url, links)
+    if rest.strip(b"\0"):
+        log.warning("%s goes on behind its end mark (tars put together?): its tail is lost", url)
 
 
 def _counts(urls: list[str]) -> list[int] | None:

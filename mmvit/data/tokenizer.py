@@ -23,6 +23,7 @@ from mmvit.errors import UserError
 
 CONFIG = "tokenizer_config.json"
 FORMAT = "mmvit-tokenizer"
+CHARACTERS = 32  # per token of the context length; longer captions are cut before they are tokenized
 
 
 @dataclass(slots=True)
@@ -85,6 +86,9 @@ class Tokenizer(ABC):
     def __call__(self, texts: Sequence[str]) -> TokenizedText:
         """Ids (B,L) int64, mask (B,L) bool and how many captions were cut; L is always `context_length`.
 
+        Only the first 32 L characters are looked at (runs of white space count as one): byte-pair encoding
+        of an endless word would take its length squared.
+
         Raises:
             UserError: one bare string instead of a list, or something that is not text.
         """
@@ -95,14 +99,15 @@ class Tokenizer(ABC):
         for text in texts:
             if not isinstance(text, str):
                 raise UserError(f"captions must be str, got {type(text).__name__}")
-        rows = self.encode(list(texts))
         length = self.context_length
+        short = [_cut(text, CHARACTERS * length) for text in texts]
+        rows = self.encode([text for text, _ in short])
         ids = [sequence + [self.pad_id] * (length - len(sequence)) for sequence, _ in rows]
         real = torch.tensor([len(sequence) for sequence, _ in rows], dtype=torch.int64)
         return TokenizedText(
             ids=torch.tensor(ids, dtype=torch.int64).reshape(len(rows), length),
             mask=torch.arange(length) < real[:, None],
-            truncated=sum(cut for _, cut in rows),
+            truncated=sum(cut or shortened for (_, cut), (_, shortened) in zip(rows, short, strict=True)),
         )
 
     def with_context(self, context_length: int) -> Self:
@@ -134,6 +139,19 @@ class Tokenizer(ABC):
 
     def _config(self) -> dict[str, Any]:
         return {"format": FORMAT, "schema_version": 1, "kind": self.kind, **self.to_spec()}
+
+
+def _cut(text: str, limit: int) -> tuple[str, bool]:
+    """At most `limit` characters that every tokenizer takes, and whether some are missing."""
+    whole = text
+    if len(text) > limit:
+        whole = " ".join(text.split())
+        text = whole[:limit]
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair
+        text = text.encode("utf-8", "replace").decode("utf-8")
+    return text, len(whole) > limit
 
 
 def read_bytes(source: str | os.PathLike[str] | bytes, what: str) -> bytes:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from mmvit.data.folder import Shard, read_index, write_index
+from mmvit.data.folder import Shard, read_index, rebuild, write_index
 from mmvit.data.offsets import save_offsets, scan_tar
 from mmvit.errors import UserError, need
 
@@ -118,8 +119,14 @@ class ShardWriter:
             if stale not in ours:  # overwritten by fewer shards than there were
                 os.unlink(stale)
                 Path(stale + ".idx").unlink(missing_ok=True)
-        with _locked(self.folder):
-            add_to_index(self.folder, self.shards, self._fields, self.meta, self.name)
+        try:
+            with _locked(self.folder):
+                add_to_index(self.folder, self.shards, self._fields, self.meta, self.name)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the index of {self.folder}: {error.strerror}; the shards are whole, "
+                f"{rebuild(self._path())} when there is room"
+            ) from None
         return self.shards
 
     def abort(self) -> None:
@@ -182,6 +189,19 @@ def check_key(key: str) -> None:
         )
 
 
+def safe_key(key: str, taken: Collection[str] = ()) -> str:
+    """`key`, or the nearest name that `check_key` accepts and `taken` does not hold."""
+    name = key.replace("/", "_")
+    if not _KEY.fullmatch(name) or len(name) > 128 or name.startswith("__"):
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+        name = re.sub(r"[./\\\x00-\x1f]", "_", key).strip("_")[:100] + f"-{digest}"
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name[:110]}-{number}"
+    return free
+
+
 def to_bytes(value: Any, name: str) -> bytes:
     """What stands in the tar for a value; equal values give equal bytes."""
     if isinstance(value, bytes | bytearray | memoryview):
@@ -221,22 +241,25 @@ def rebuild_index(folder: str) -> list[Shard]:
     """The shards of a folder, after scanning every .tar in it anew and writing its tables and index.json.
 
     Raises:
-        UserError: no .tar there, or one that is no tar.
+        UserError: no .tar there, one that is no tar, or a folder that cannot be written.
     """
     paths = sorted(glob.glob(os.path.join(glob.escape(folder), "*.tar")))
     if not paths:
         raise UserError(f"{folder} holds no .tar files")
     shards, fields = [], set()
-    for path in paths:
-        offsets = scan_tar(path)
-        save_offsets(path, offsets)
-        shards.append(Shard(path, len(offsets), offsets.total_bytes))
-        fields |= set(offsets.extensions)
     try:
         meta = (read_index(folder) or {}).get("meta", {})
     except UserError:
         meta = {}
-    write_index(folder, shards, fields, meta)
+    try:
+        for path in paths:
+            offsets = scan_tar(path)
+            save_offsets(path, offsets)
+            shards.append(Shard(path, len(offsets), offsets.total_bytes))
+            fields |= set(offsets.extensions)
+        write_index(folder, shards, fields, meta)
+    except OSError as error:
+        raise UserError(f"cannot write the index of {folder}: {error.strerror}") from None
     return shards
 
 

@@ -182,7 +182,7 @@ def zero_shot(
         pictures: of `embed_pictures`.
         classes: labels, or label -> names in prompts; None = the labels that occur in the data, sorted.
         templates: a named set or a list.
-        label: field of the samples' JSON: a label or a list of labels.
+        label: field of the samples' JSON: a label or a list of labels; numbers count as text.
         precision: fp32, bf16 or fp16.
         encode: texts -> embeddings in place of `model` and `tokenizer`, where some are known already.
 
@@ -190,7 +190,7 @@ def zero_shot(
         UserError: no sample carries the field, or none a label of the list.
         ValueError: bad classes or templates.
     """
-    found = [meta.get(label) for meta in pictures.meta]
+    found = [_label(meta.get(label)) for meta in pictures.meta]
     if not any(found):
         raise UserError(f"no sample's JSON has the field {label!r}: name the right one with --label")
     resolved = resolve_classes(sorted(_distinct(found)) if classes is None else classes)
@@ -269,6 +269,15 @@ def _groups(pictures: Embedded, texts: list[str], owner: list[int], group_by: st
     # A sample without the field is alone in its group.
     (image,) = group_numbers([str(v) if v is not None else ("", i) for i, v in enumerate(values)])
     return image, image[owners]
+
+
+def _label(value: Any) -> str | list[str] | None:
+    """A label, a list of labels, or None for what cannot be one."""
+    if isinstance(value, str | int | float):
+        return str(value).strip() or None
+    if isinstance(value, list):
+        return [name for name in map(_label, value) if isinstance(name, str)]
+    return None
 
 
 def _distinct(labels: Sequence[str | Sequence[str] | None]) -> set[str]:

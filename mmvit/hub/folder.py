@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from mmvit.data.image import ImagePreprocess
 from mmvit.data.text import Tokenizer, load_tokenizer
-from mmvit.errors import UserError, nearest
+from mmvit.errors import UserError, nearest, refusal
 from mmvit.hub.card import card_text
 from mmvit.hub.convert.keymap import fill
 from mmvit.hub.convert.weight_files import read_safetensors
@@ -86,6 +87,7 @@ def save(
     Raises:
         ValueError: the preprocessing or tokenizer is missing or does not fit the model.
         FileExistsError: `path` holds something that is not a saved model.
+        OSError: the disk refused; what was there is untouched.
     """
     config = getattr(model, "config", None)
     kind = kind_of(config)
@@ -119,6 +121,8 @@ def save(
         for private in (half, half / "model.safetensors"):  # both were made for our eyes only
             private.chmod(0o755 if private.is_dir() else 0o644)
         _swap(half, path)
+    except SafetensorError as error:
+        raise OSError(refusal(error)) from None
     finally:
         shutil.rmtree(half, ignore_errors=True)
     return described["fingerprint"]

@@ -8,6 +8,7 @@ Source: CLIP (Radford et al. 2021), SigLIP (Zhai et al. 2023, section 3), LiT (Z
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,6 +124,21 @@ def contrastive_terms(
         run = softmax_strip if kind == "softmax" else sigmoid_strip
         loss, hits_a, hits_b = run(rows, columns, scale, bias, strip)
     return ContrastiveTerms(loss, hits_a, hits_b)
+
+
+def chance_level(kind: Literal["softmax", "sigmoid"], batch_size: int) -> float:
+    """The loss of embeddings that know nothing, with the best temperature and bias, for B distinct pairs.
+
+    Softmax: ln B. Sigmoid: every pair gets the probability 1/B of a match, ln B + (B-1) ln(B / (B-1)).
+
+    Args:
+        kind: "softmax" or "sigmoid".
+        batch_size: B, over all ranks.
+    """
+    B = batch_size
+    if kind == "softmax" or B == 1:
+        return math.log(B)
+    return math.log(B) + (B - 1) * math.log(B / (B - 1))
 
 
 def _check(

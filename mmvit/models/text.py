@@ -17,6 +17,7 @@ from mmvit.heads.pool import TokenPool
 from mmvit.heads.project import Head
 from mmvit.models.build import build_core, build_tower_pool
 from mmvit.models.config import TextTowerConfig
+from mmvit.tokens.lengths import length_groups
 from mmvit.tokens.text import TextEmbed
 from mmvit.types import Encoded, Tokens
 
@@ -56,6 +57,12 @@ class TextTower(nn.Module):
         """E, the width of the embedding."""
         return self.head.embed_dim
 
+    @property
+    def ignores_padding(self) -> bool:
+        """Whether padding at the end of a text can be cut off without changing its features."""
+        pool, core = self.config.pool, self.config.core
+        return pool != "last" and (self.config.pad_mask or (core.causal and pool != "map"))
+
     def reset_parameters(self) -> None:
         """Positions N(0, 1/sqrt(D))."""
         nn.init.normal_(self.pos_embed, std=self.width**-0.5)
@@ -90,6 +97,8 @@ class TextTower(nn.Module):
     def features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pooled output (B,D) before the head.
 
+        On CPUs texts of similar length go through the core together, without the padding of the longest one.
+
         Args:
             ids: (B,L) int64.
             mask: (B,L) bool, True = real token, None = all real.
@@ -104,14 +113,22 @@ class TextTower(nn.Module):
                 f"text is padded to {L} tokens, but pool='last' with pad_mask=False reads position "
                 f"{context - 1}: pad to the context length (pad_to='context')"
             )
-        # Nothing to hide: attention without a mask is faster. On a GPU asking would wait for the device.
-        if (
-            mask is not None
-            and mask.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-            and mask.all()
-        ):
-            mask = None
+        mask = _unless_full(mask)
+        if mask is None or not self._regroups(mask):
+            return self._features(ids, mask)
+        groups = length_groups(mask)
+        parts = [self._features(ids[i, :width], _unless_full(mask[i, :width])) for i, width in groups]
+        order = torch.cat([rows for rows, _ in groups])
+        return torch.cat(parts)[order.argsort()]
+
+    def _regroups(self, mask: Tensor) -> bool:
+        # On a GPU the lengths would have to be waited for. Sharded weights (FSDP) are gathered by all ranks
+        # together, equally often on each, but every rank's captions make other groups.
+        plain = type(self.tok_embed.weight) is nn.Parameter and not torch.compiler.is_compiling()
+        return self.ignores_padding and mask.device.type == "cpu" and plain
+
+    def _features(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Pooled output (B,D) of ids and mask (B,L) as they are."""
         if isinstance(self.pool, TokenPool):
             return self.core.forward_one(self.tokens(ids, mask), self.pool.index(mask))
         encoded = self.forward_tokens(ids, mask)
@@ -128,3 +145,10 @@ class TextTower(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """The embedding (B,E) float32 of token ids (B,L), not normalised."""
         return self.project(self.features(ids, mask))
+
+
+def _unless_full(mask: Tensor | None) -> Tensor | None:
+    """The mask, None where it hides nothing: attention is faster then. On a GPU asking would wait for it."""
+    if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return mask
+    return None if mask.all() else mask

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvit.losses import contrastive_terms
+from mmvit.losses import chance_level, contrastive_terms
 from mmvit.losses.strip import Duplicates
 from mmvit.models.lit import DualEncoder
 from mmvit.tasks.lock import Lock
@@ -108,6 +108,10 @@ class ContrastiveTask(nn.Module):
         """Parameters that the loss reads directly, besides the embeddings."""
         found = [self.model.logit_scale, self.model.logit_bias]
         return [p for p in found if p is not None and p.requires_grad]
+
+    def chance(self, batch_size: int) -> float:
+        """The loss of a model that knows nothing, at a global batch of `batch_size`."""
+        return chance_level(self.kind, batch_size)
 
     def after_step(self) -> None:
         """Keeps the temperature in its range, after each optimizer step."""

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmvit.errors import UserError
+from mmvit.errors import UserError, refusal
 from mmvit.train.freeze import fingerprint
 from mmvit.train.log import LOGGER
 from mmvit.train.meters import Meters
@@ -30,6 +31,7 @@ from mmvit.train.sharded import full, like, shared_state
 from mmvit.train.step import Engine
 
 FORMAT = 1
+_REFUSED = (OSError, SafetensorError)  # what a full or failing disk raises
 
 
 class Checkpoints:
@@ -73,6 +75,7 @@ class Checkpoints:
         """
         engine = self.engine
         target = self.folder / f"step-{engine.step:08d}"
+        self.meters.share()
         ranks = _gather_objects(capture_all(), engine)
         main, sharded = engine.accelerator.is_main_process, engine.accelerator.is_fsdp2
         content = self._content(ranks) if main or sharded else None  # shards are put together by all
@@ -81,9 +84,10 @@ class Checkpoints:
             try:
                 self._write(target, content or {})
                 self._prune()
-            except OSError as error:
+            except _REFUSED as error:
                 problem = (
-                    f"could not write {target}: {error.strerror or error}; earlier checkpoints are whole"
+                    f"could not write {target}: {refusal(error)}; earlier checkpoints are whole: make room, "
+                    "and the same command goes on"
                 )
         problem = broadcast_object_list([problem])[0]
         if problem:
@@ -133,12 +137,12 @@ class Checkpoints:
         engine = self.engine
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in self.folder.glob(".tmp-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+            _remove(stale)
         temporary = self.folder / f".tmp-{target.name}"
         temporary.mkdir()
         try:
             for name, value in content.items():
-                (save_file if name.endswith(".safetensors") else torch.save)(value, temporary / name)
+                _store(value, temporary / name)
             files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
             manifest = {
                 "format": FORMAT,
@@ -148,34 +152,48 @@ class Checkpoints:
                 "locked": self.locked,
                 "files": files,
             }
+            manifest["seal"] = _seal(manifest)
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
             for path in temporary.iterdir():
                 _sync(path)
             _sync(temporary)
             if target.exists():  # a damaged one of the same step, or one from before a rewind
-                shutil.rmtree(target)
+                self._drop(target)
             temporary.rename(target)
             _sync(self.folder)
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
+        except _REFUSED:
+            _remove(temporary)
             raise
 
     def _prune(self) -> None:
-        for old in _steps(self.folder)[: -self.keep]:
-            doomed = self.folder / f".tmp-old-{old.name}"  # renamed first: half-deleted must not look damaged
-            old.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+        """Keeps the newest ones up to this step; what lies behind it is from before a rewind."""
+        found = _steps(self.folder)
+        ahead = [path for path in found if int(path.name[5:]) > self.engine.step]
+        if ahead:
+            LOGGER.warning(
+                f"dropping {len(ahead)} checkpoint(s) behind step {self.engine.step}: the run went back"
+            )
+        for old in ahead + [path for path in found if path not in ahead][: -self.keep]:
+            self._drop(old)
+
+    def _drop(self, old: Path) -> None:
+        doomed = self.folder / f".tmp-old-{old.name}"  # renamed first: half-deleted must not look damaged
+        _remove(doomed)
+        old.rename(doomed)
+        _remove(doomed)
 
     def _find(self, mode: str) -> list[Any]:
         """[path or None, problem or None]."""
         if mode != "auto":
             reason = damage(Path(mode))
             return [None, f"--resume {mode}: {reason}"] if reason else [mode, None]
-        for path in reversed(_steps(self.folder)):
+        found = _steps(self.folder)
+        for path in reversed(found):
             reason = damage(path)
             if reason is None:
                 return [str(path), None]
-            LOGGER.warning(f"checkpoint {path} is damaged ({reason}); trying the one before it")
+            then = "trying the one before it" if path != found[0] else "none is whole, the run begins anew"
+            LOGGER.warning(f"checkpoint {path} is damaged ({reason}); {then}")
         return [None, None]
 
     def _read(self, path: Path) -> None:
@@ -184,8 +202,11 @@ class Checkpoints:
         self._match_locked(path, manifest["locked"])
         own = self._own_state()
         _fill(engine.task, own, load_file(path / "model.safetensors"), path)
-        if engine.average is not None and "average.safetensors" in manifest["files"]:
-            engine.average.load_state_dict(load_file(path / "average.safetensors"))
+        if engine.average is not None:
+            if "average.safetensors" in manifest["files"]:
+                engine.average.load_state_dict(load_file(path / "average.safetensors"))
+            else:  # a run without --train.average goes on with it: the mean begins at the weights of now
+                engine.average.restart()
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         _load_by_name(engine.optimizer, state["optimizer"])
         self.meters.load_state_dict(state["meters"])
@@ -198,7 +219,8 @@ class Checkpoints:
                 f"the checkpoint was made by {len(ranks)} processes, now there are "
                 f"{engine.accelerator.num_processes}: data go on exactly, dropout and other draws do not"
             )
-        restore_all(ranks[rank % len(ranks)])
+        if rank < len(ranks):  # a rank that is new keeps the draws of its own seed
+            restore_all(ranks[rank])
 
     def _own_state(self) -> dict[str, Tensor]:
         locked = self.engine.frozen.is_locked
@@ -225,20 +247,34 @@ def damage(path: Path) -> str | None:
         return "no such folder"
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        files: dict[str, dict[str, Any]] = manifest["files"]
+        files: dict[str, dict[str, Any]] = dict(manifest["files"])
         if manifest["format"] != FORMAT:
             return f"its format is {manifest['format']}, this version reads {FORMAT}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "manifest.json is missing or unreadable"
-    for name, entry in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != entry["size"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {entry['size']}"
-        if _describe(file)["sha256"] != entry["sha256"]:
-            return f"the contents of {name} do not match their checksum"
+    if manifest.get("seal", _seal(manifest)) != _seal(manifest):  # older ones have none
+        return "the contents of manifest.json do not match their checksum"
+    try:
+        return next((found for name, entry in files.items() if (found := _differs(path / name, entry))), None)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+
+
+def _differs(file: Path, entry: dict[str, Any]) -> str | None:
+    """Why a file is not the one that the manifest describes; None when it is."""
+    if not file.is_file():
+        return f"{file.name} is missing"
+    if file.stat().st_size != entry["size"]:
+        return f"{file.name} has {file.stat().st_size} bytes instead of {entry['size']}"
+    if _describe(file)["sha256"] != entry["sha256"]:
+        return f"the contents of {file.name} do not match their checksum"
     return None
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """sha256 of all that a manifest says, but for the seal itself."""
+    said = {name: value for name, value in manifest.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def newest_step(out: Path) -> int:
@@ -253,6 +289,25 @@ def _steps(folder: Path) -> list[Path]:
 
 def _inside(name: str, roots: tuple[str, ...]) -> bool:
     return any(name.startswith(root + ".") for root in roots)
+
+
+def _remove(path: Path) -> None:
+    """Nothing; what lies there is gone where that can be, be it a folder or a file."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _store(value: Any, path: Path) -> None:
+    if path.suffix == ".safetensors":
+        save_file(value, path)
+        return
+    with path.open("wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # of closing its archive, after the system's refusal
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def _describe(path: Path) -> dict[str, Any]:

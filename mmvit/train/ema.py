@@ -36,6 +36,12 @@ class Average:
         for name, parameter in self.live.items():
             self.mean[name].lerp_(parameter, 1.0 - decay)
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begins the mean anew at the weights of now."""
+        for name, parameter in self.live.items():
+            self.mean[name].copy_(parameter)
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The module with the mean weights inside the block, with its own again after it."""

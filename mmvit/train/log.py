@@ -5,9 +5,11 @@ Rank 0 speaks; the other ranks' warnings carry their rank.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
@@ -16,6 +18,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+
+from mmvit.errors import UserError
 
 LOGGER = logging.getLogger("mmvit")
 
@@ -47,6 +51,14 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
+def _step_of(line: bytes) -> float:
+    """The step of a row; infinity for what is no row (the last line of a killed run may be torn)."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+
+
 def show(row: Mapping[str, Any]) -> str:
     """Aligned key=value text of a metrics row; only evaluations keep the part before the slash."""
     shown = []
@@ -60,6 +72,63 @@ def show(row: Mapping[str, Any]) -> str:
             text = str(value)
         shown.append(f"{key}={text:<8}")
     return " ".join(shown).rstrip()
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt; a line that the disk refuses is dropped and told of once, it is not worth a run."""
+
+    refused = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        """Nothing; says the first time what could not be written."""
+        if not self.refused:
+            self.refused = True
+            error = sys.exc_info()[1]
+            print(f"cannot write {self.baseFilename}: {error}; the run goes on", file=sys.stderr)
+
+    def close(self) -> None:
+        """Nothing; closes the file, with or without its last lines."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+class _Rows:
+    """Appends whole lines to a file; what the disk refuses is kept and tried again with the next line.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        waiting: lines that are not written yet.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.waiting: list[bytes] = []
+
+    def write(self, line: str) -> None:
+        """Nothing; one more line, without its newline."""
+        self.waiting.append(line.encode("utf-8") + b"\n")
+        refused = len(self.waiting) > 1
+        problem = self.flush()
+        if problem and not refused:
+            LOGGER.warning(f"cannot write {self.path}: {problem}; rows are kept until there is room")
+
+    def flush(self) -> str | None:
+        """Why the waiting lines could not be written; None when all are."""
+        if not self.waiting:
+            return None
+        data = b"".join(self.waiting)
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                if file.write(data) != len(data):  # a disk that fills up takes a part, and refuses the rest
+                    file.truncate(end)
+                    return "No space left on device"
+        except OSError as error:
+            return error.strerror or str(error)
+        self.waiting = []
+        return None
 
 
 class RunLog:
@@ -77,6 +146,7 @@ class RunLog:
         self._bar: Any = None
         self._task: Any = None
         self._handlers: list[logging.Handler] = []
+        self._rows = _Rows(out / "metrics.jsonl")
 
     def open(self) -> RunLog:
         """Attaches the handlers; lines go to stderr and, on rank 0, to log.txt."""
@@ -87,7 +157,7 @@ class RunLog:
             console = self._rich_console()
         self._attach(console, "%(message)s" if self._bar else line)
         if self.main:
-            self._attach(logging.FileHandler(self.out / "log.txt", encoding="utf-8"), line)
+            self._attach(self._file(), line)
         LOGGER.setLevel(logging.INFO if self.main else logging.WARNING)
         LOGGER.propagate = False
         return self
@@ -96,6 +166,8 @@ class RunLog:
         """Detaches everything and ends the trackers."""
         if self._bar is not None:
             self._bar.stop()
+        if problem := self._rows.flush():
+            LOGGER.warning(f"{len(self._rows.waiting)} rows are not in {self._rows.path}: {problem}")
         for handler in self._handlers:
             LOGGER.removeHandler(handler)
             handler.close()
@@ -112,33 +184,42 @@ class RunLog:
         if not self.main:
             return
         record = {"step": step, "samples_seen": samples_seen, **plain(row)}
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._rows.write(json.dumps(record))
         width = len(str(self.total))
         LOGGER.info(f"step={step:>{width}}/{self.total} " + show(row))
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
         self.accelerator.log(numbers, step=step)
 
     def rewind(self, step: int) -> None:
-        """Drops rows of metrics.jsonl after `step`: a resumed run writes them again."""
-        path = self.out / "metrics.jsonl"
+        """Drops rows of metrics.jsonl after `step`, and torn ones: a resumed run writes them again.
+
+        Raises:
+            UserError: the file cannot be read or written.
+        """
+        path = self._rows.path
         if not self.main or not path.exists():
             return
-        kept = []
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(text)["step"] <= step:
-                    kept.append(text + "\n")
-            except (json.JSONDecodeError, KeyError):
-                continue  # the last line of a killed run may be torn
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
+        try:
+            kept = [line for line in path.read_bytes().splitlines() if _step_of(line) <= step]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+            temporary.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                path.with_suffix(".tmp").unlink(missing_ok=True)
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
 
     def progress(self, step: int) -> None:
         """Moves the bar, where there is one."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
+
+    def _file(self) -> logging.Handler:
+        """The handler that writes log.txt."""
+        try:
+            return _LogFile(self.out / "log.txt", encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise UserError(f"cannot write {self.out / 'log.txt'}: {error.strerror}") from None
 
     def _attach(self, handler: logging.Handler, line: str) -> None:
         handler.setFormatter(logging.Formatter(line, datefmt="%H:%M:%S"))

@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-import torch
+import torch.distributed as dist
+
+from mmvit.train.memory import peak_memory
 
 T = TypeVar("T")
 
@@ -18,6 +20,7 @@ class Meters:
         self.sums: dict[str, float] = {}
         self.count = 0
         self.counters: dict[str, int] = {}
+        self._own: dict[str, int] = {}
         self._restart()
 
     def _restart(self) -> None:
@@ -43,12 +46,27 @@ class Meters:
         self.samples += samples
 
     def total(self, **counts: int) -> None:
-        """Adds to counters that run over the whole run, e.g. skipped samples."""
+        """Adds to counters of the whole run, e.g. skipped samples; other ranks' counts come with `share`."""
         for name, count in counts.items():
-            self.counters[name] = self.counters.get(name, 0) + count
+            self._own[name] = self._own.get(name, 0) + count
+
+    def share(self) -> None:
+        """Nothing; `counters` now holds what all ranks have counted. Every rank must call it."""
+        found: list[Any] = [self._own]
+        if dist.is_available() and dist.is_initialized():
+            found = [None] * dist.get_world_size()
+            dist.all_gather_object(found, self._own)
+        for counts in found:
+            for name, count in counts.items():
+                self.counters[name] = self.counters.get(name, 0) + count
+        self._own = {}
 
     def read(self) -> dict[str, float]:
-        """Means since the last reading as train/…, speed as perf/…, counters as data/…; then starts anew."""
+        """Means since the last reading as train/…, speed as perf/…, counters as data/…; then starts anew.
+
+        Every rank must call it.
+        """
+        self.share()
         seconds = max(1e-9, time.perf_counter() - self.began)
         row = {f"train/{name}": total / max(1, self.count) for name, total in self.sums.items()}
         row["perf/samples_per_s"] = self.samples / seconds
@@ -64,19 +82,11 @@ class Meters:
         self._restart()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to log the same means."""
+        """What a resumed run needs to log the same means; `share` first."""
+        assert not self._own, self._own
         return {"sums": dict(self.sums), "count": self.count, "counters": dict(self.counters)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from `state_dict`."""
         self.sums, self.count = dict(state["sums"]), state["count"]
-        self.counters = dict(state["counters"])
-
-
-def peak_memory() -> float:
-    """Peak memory of this process in GiB: of the GPU when one is in use, else resident memory."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        self.counters, self._own = dict(state["counters"]), {}

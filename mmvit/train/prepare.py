@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from mmvit.train.compiling import compile_blocks
 from mmvit.train.ema import Average
 from mmvit.train.freeze import Freeze
 from mmvit.train.health import Health
@@ -38,6 +39,8 @@ def prepare(
     """
     accelerator, train = run.accelerator, run.train
     task.to(accelerator.device)
+    if train.compile:
+        run.log.line(f"{compile_blocks(task, accelerator.device)} blocks will be compiled at their first use")
     trainable = Trainable(task, frozen)
     exempt(accelerator, trainable, optimizer)
     module, prepared = accelerator.prepare(trainable, optimizer)

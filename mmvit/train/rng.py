@@ -27,7 +27,7 @@ def capture() -> dict[str, Any]:
 def restore(state: dict[str, Any]) -> None:
     """Puts torch's generators back to a captured state."""
     torch.set_rng_state(state["torch"])
-    if "cuda" in state:
+    if "cuda" in state and torch.cuda.is_available():  # a run may go on where there is no GPU
         torch.cuda.set_rng_state(state["cuda"])
 
 

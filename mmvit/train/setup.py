@@ -6,6 +6,7 @@ the loader has split over ranks already).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -23,6 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 
 from mmvit.errors import UserError
 from mmvit.train.log import RunLog, flatten
+from mmvit.train.memory import keep_memory
 from mmvit.train.rng import seed_all
 from mmvit.train.signals import StopRequest
 
@@ -48,6 +50,8 @@ class TrainConfig:
         keep: how many checkpoints stay.
         world_size: fail when fewer processes than this have started; 0 = take what there is.
         threads: CPU threads of a process; 0 = the machine's cores shared by its processes.
+        compile: compile the models' repeated blocks; pays where a run is longer than the minutes it takes.
+        profile: record this many steps, after three, in OUT/profile and print what took longest; 0 = off.
         trackers: any of tensorboard, wandb, trackio; metrics.jsonl is always written.
     """
 
@@ -64,6 +68,8 @@ class TrainConfig:
     keep: int = 2
     world_size: int = 0
     threads: int = 0
+    compile: bool = False
+    profile: int = 0
     trackers: tuple[str, ...] = ()
 
 
@@ -127,13 +133,19 @@ def start(config: Any, train: TrainConfig, out: str | Path, resume: str = "auto"
     if problem:
         raise UserError(problem)
     threads = set_threads(train.threads, accelerator.device)
+    if accelerator.device.type == "cpu":
+        keep_memory()
     seed_all(train.seed)
     log = RunLog(out, accelerator, train.steps).open()
     if train.trackers:
         accelerator.init_trackers(name, config=flatten(config))
     if accelerator.is_main_process:
         facts = environment(accelerator, precision, threads)
-        (out / "env.json").write_text(json.dumps(facts, indent=2) + "\n")
+        try:
+            (out / "env.json").write_text(json.dumps(facts, indent=2) + "\n")
+        except OSError as error:
+            log.close()
+            raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
         log.line(
             f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {precision}, "
             f"{threads} thread(s) each, global batch {train.batch_size}"
@@ -205,13 +217,14 @@ def _check(train: TrainConfig, world: int) -> None:
     if world == 1 and asked and "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
         raise UserError(
             "accelerate launch was asked for several CPU processes but starts only one; use "
-            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N recipes/NAME.py …"
+            "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N recipes/NAME.py …, or "
+            "--config_file recipes/accelerate/2cpu.yaml"
         )
     if world < train.world_size:
         raise UserError(
             f"--train.world-size {train.world_size} asked for, but {world} process(es) run; start them with "
-            f"torchrun --nproc_per_node {train.world_size} (CPU: ACCELERATE_USE_CPU=true before it) or "
-            "accelerate launch --config_file recipes/accelerate/…"
+            f"torchrun --standalone --nproc_per_node {train.world_size} (CPU: ACCELERATE_USE_CPU=true before "
+            "it) or accelerate launch --config_file recipes/accelerate/…"
         )
     if train.batch_size < 1 or train.batch_size % world:
         raise UserError(
@@ -227,17 +240,19 @@ def _open_folder(out: Path, config: Any, resume: str) -> str | None:
     """Makes the run folder and writes config.yaml; a sentence for the user when that cannot be."""
     import yaml
 
-    if out.exists() and not out.is_dir():
-        return f"--out {out} is a file"
-    if resume == "never" and any(out.glob("checkpoints/step-*")):
-        return f"--out {out} holds checkpoints of an earlier run: use --resume auto, or another --out"
     try:
+        if out.exists() and not out.is_dir():
+            return f"--out {out} is a file"
+        if resume == "never" and any(out.glob("checkpoints/step-*")):
+            return f"--out {out} holds checkpoints of an earlier run: use --resume auto, or another --out"
         out.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
         temporary = out / "config.yaml.tmp"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(out / "config.yaml")
     except OSError as error:
+        with contextlib.suppress(OSError):
+            (out / "config.yaml.tmp").unlink(missing_ok=True)
         return f"--out {out} cannot be written: {error.strerror}"
     return None
 

@@ -48,16 +48,16 @@ def average_scalars(accelerator: Accelerator, parameters: Sequence[nn.Parameter]
 
 def clip(accelerator: Accelerator, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     """Global gradient norm before clipping; afterwards it is at most `limit`."""
-    if not accelerator.is_fsdp2:
-        return torch.as_tensor(accelerator.clip_grad_norm_(parameters, limit))
     accelerator.unscale_gradients()
     kinds = [[p for p in parameters if isinstance(p, DTensor) == sharded] for sharded in (True, False)]
     norms = []
     for kind in kinds:
         grads = [p.grad for p in kind if p.grad is not None]
         if grads:
-            norms.append(full(nn.utils.get_total_norm(grads)).square())
-    total = torch.stack(norms).sum().sqrt()
+            norms.append(full(nn.utils.get_total_norm(grads)))
+    total = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
+    if total.device.type == "cpu" and float(total) + 1e-6 < limit:
+        return total  # the factor is one; a GPU multiplies by it rather than wait for the answer
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, limit, total)
     return total

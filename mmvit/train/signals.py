@@ -11,8 +11,8 @@ from typing import Any
 class StopRequest:
     """Remembers that the run was asked to end; a second SIGINT interrupts at once.
 
-    Call it for the answer. Child processes that inherit the handlers (data workers) ignore SIGINT, since the
-    terminal sends it to them too, and die of SIGTERM as they would without us.
+    Call it for the answer. Child processes that inherit the handlers ignore SIGINT, since the terminal sends
+    it to them too, and die of SIGTERM as they would without us (data workers set their own).
     """
 
     def __init__(self) -> None:

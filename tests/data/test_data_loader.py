@@ -1,6 +1,7 @@
 import itertools
 import logging
 import os
+import pickle
 import signal
 import time
 from collections import Counter
@@ -69,11 +70,45 @@ def test_workers_change_nothing(uneven, ranks, workers):
     assert content(run(uneven[2], 8, ranks=ranks, workers=workers)) == content(run(uneven[2], 8))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def by_hand(urls, n, *, batch=12, ranks=1, workers=0, start=0, **options):
+    """`run` without processes: packet k as worker k mod workers makes it, on a copy of its own.
+
+    That is all a worker is to a map-style dataset: DataLoader gives index k to worker k mod workers and hands
+    the answers out in order.
+    """
+    out = []
+    for rank in range(ranks):
+        options = {"fields": ("text",), "preprocess": SMALL, **options}
+        loader = make_loader(
+            urls, batch_size=batch, rank=rank, world_size=ranks, workers=0, start_position=start, **options
+        )
+        packets = {}
+        for worker in reversed(range(max(1, workers))):
+            own = pickle.loads(pickle.dumps(loader._loader.dataset))
+            packets |= {k: own[k] for k in range(worker, n, max(1, workers))}
+        assert all(packets[k].failure is None for k in range(n))
+        out.append([packets[k].batch for k in range(n)])
+    return out
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("layout", range(len(UNEVEN)))
-def test_workers_change_nothing_anywhere(uneven, layout, ranks, workers):
+def test_every_sample_once_for_all_ranks_workers_and_shards(uneven, layout, ranks):
+    """20 combinations of ranks and workers for each of 4 layouts; the slow form takes real processes."""
+    want = content(run(uneven[layout], 10))
+    for workers in range(5):
+        batches = content(by_hand(uneven[layout], 10, ranks=ranks, workers=workers))
+        assert batches == want
+        for epoch in range(2):
+            keys = sum((k for k, _ in batches[5 * epoch : 5 * epoch + 5]), [])
+            assert sorted(keys) == [f"s{i:05d}" for i in range(60)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("layout", range(len(UNEVEN)))
+def test_every_sample_once_with_real_workers(uneven, layout, ranks, workers):
     batches = content(run(uneven[layout], 10, ranks=ranks, workers=workers))
     assert batches == content(run(uneven[layout], 10))
     assert sorted(sum((k for k, _ in batches[:5]), [])) == [f"s{i:05d}" for i in range(60)]
@@ -150,6 +185,39 @@ def test_sources_with_weights_keep_their_proportions_and_orders(two_sources):
     assert Counter(letters) == {"a": 9, "b": 3}
 
 
+def test_each_source_keeps_its_own_order_whatever_the_others_do(two_sources):
+    """For 1-4 ranks x 0-4 workers, any weights, and a restart with other ranks and workers."""
+    orders: dict[str, list] = {"a": [], "b": []}
+    for weights in ((1, 1), (3, 1), (1, 4)):
+        want = content(run(two_sources, 20, weights=weights))
+        flat = sum((k for k, _ in want), [])
+        for letter, size in (("a", 40), ("b", 10)):
+            own = [k for k in flat if k[0] == letter]
+            for end in range(size, len(own) + 1, size):
+                assert len(set(own[end - size : end])) == size, (
+                    "every sample once in each epoch of its source"
+                )
+            longer, shorter = sorted((orders[letter], own), key=len, reverse=True)
+            assert longer[: len(shorter)] == shorter, "the weights do not change a source's order"
+            orders[letter] = longer
+        combinations = itertools.product((1, 2, 3, 4), range(5)) if weights == (3, 1) else [(2, 2)]
+        for ranks, workers in combinations:
+            options = {"weights": weights, "ranks": ranks, "workers": workers}
+            assert content(by_hand(two_sources, 4, **options)) == want[:4]
+            start = 12 * (1 + ranks) + workers  # in the middle of a batch as well
+            again = sum((k for k, _ in content(by_hand(two_sources, 4, start=start, **options))), [])
+            assert again == flat[start : start + 48]
+    assert len(orders["a"]) > 160
+    assert len(orders["b"]) > 160
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(2, 1), (1, 2)])
+def test_sources_with_weights_go_on_with_real_workers(two_sources, ranks, workers):
+    options = {"weights": (3, 1), "ranks": ranks, "workers": workers}
+    flat = sum((k for k, _ in content(run(two_sources, 12, weights=(3, 1)))), [])
+    assert sum((k for k, _ in content(run(two_sources, 6, start=60, **options))), []) == flat[60:132]
+
+
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory) -> str:
     """100 samples of which every twentieth has no caption."""
@@ -206,6 +274,18 @@ def test_a_worker_that_dies_is_one_error(shards):
         time.sleep(0.5)  # the death must not surface here, in the middle of the program
         with pytest.raises(UserError, match=r"worker died .*--data\.workers"):
             list(itertools.islice(batches, 50))
+
+
+def test_a_worker_serves_on_after_the_first_sigterm(shards):
+    """Launchers signal the whole group, and the step in hand needs its batch; a second one ends it."""
+    with make_loader(shards, batch_size=4, num_batches=12, fields=("text",), workers=1, prefetch=1) as loader:
+        batches, found = iter(loader), []
+        found.append(next(batches))
+        (worker,) = loader._iterator._workers
+        os.kill(worker.pid, signal.SIGTERM)
+        found += batches
+        assert worker.is_alive() or worker.exitcode == 0
+    assert content([found]) == content(run(shards, 12, batch=4))
 
 
 def test_other_ways_to_start_workers(shards, sentencepiece):

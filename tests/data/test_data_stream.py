@@ -1,5 +1,6 @@
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +51,74 @@ def test_resume_and_equal_steps_on_all_ranks(shards, workers):
         assert len(whole) == 14
         assert [p for p, _, _ in whole] == [6 * k for k in range(14)]
         assert run(rank, 30, 9) == whole[5:]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """60 samples in 17 shards of 1 to 8."""
+    folder, numbers = tmp_path_factory.mktemp("many"), itertools.count()
+    for j, size in enumerate([1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 1, 2, 3, 3]):
+        with ShardWriter(folder / f"p{j:02d}", 1000) as writer:
+            for i in itertools.islice(numbers, size):
+                writer.write(f"s{i:05d}", {"txt": f"caption {i}"})
+    return str(folder)
+
+
+def slot_keys(urls, ranks, rank, workers, worker, n, monkeypatch, start=0):
+    """Keys of the first n packets of one worker, which this process pretends to be, and its dataset."""
+    info = SimpleNamespace(id=worker) if workers else None
+    monkeypatch.setattr("mmvit.data.stream.get_worker_info", lambda: info)
+    options = {"batch_size": 12, "rank": rank, "world_size": ranks, "workers": workers, "read": "stream"}
+    loader = make_loader(urls, fields=("text",), start_position=start, **options)
+    dataset = loader._loader.dataset
+    packets = list(itertools.islice(iter(dataset), n))
+    assert all(p.failure is None and len(p.batch) == 12 // ranks for p in packets)
+    return [p.batch.keys for p in packets], dataset
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.filterwarnings("ignore:.*data workers share.*")
+def test_every_sample_once_an_epoch_for_all_ranks_and_workers(many, ranks, workers, monkeypatch):
+    """Every slot reads at its own pace; the samples of its epochs are, over all slots, every sample once."""
+    slots, epochs = ranks * max(1, workers), [Counter(), Counter()]
+    for rank, worker in itertools.product(range(ranks), range(max(1, workers))):
+        slot = rank * max(1, workers) + worker
+        batches, dataset = slot_keys(many, ranks, rank, workers, worker, 40, monkeypatch)
+        streams, keys = dataset.streams, sum(batches, [])
+        counts = [sum(streams.counts[s] for s in streams.shards(e, slot, slots)) for e in (0, 1)]
+        assert len(keys) >= sum(counts)
+        epochs[0].update(keys[: counts[0]])
+        epochs[1].update(keys[counts[0] : sum(counts)])
+    assert epochs == [{f"s{i:05d}": 1 for i in range(60)}] * 2
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_a_restart_neither_loses_nor_doubles(many, ranks, workers, monkeypatch):
+    w = max(1, workers)
+    for rank, done in itertools.product(range(ranks), (1, 5)):
+        whole = [slot_keys(many, ranks, rank, workers, worker, 12, monkeypatch)[0] for worker in range(w)]
+        flat = [whole[k % w][k // w] for k in range(12)]
+        rest = [
+            slot_keys(many, ranks, rank, workers, worker, 7, monkeypatch, start=12 * done)[0]
+            for worker in range(w)
+        ]
+        assert [rest[k % w][k // w] for k in range(7)] == flat[done : done + 7]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "workers"),
+    [(2, 2)] + [pytest.param(r, w, marks=pytest.mark.slow) for r in (1, 2, 3, 4) for w in (1, 2, 3, 4)],
+)
+def test_real_workers_give_what_the_pretended_ones_do(many, ranks, workers, monkeypatch):
+    for rank in range(ranks):
+        want = [slot_keys(many, ranks, rank, workers, worker, 8, monkeypatch)[0] for worker in range(workers)]
+        options = {"batch_size": 12, "rank": rank, "world_size": ranks, "workers": workers}
+        monkeypatch.undo()
+        with make_loader(many, num_batches=8, fields=("text",), read="stream", **options) as loader:
+            found = [b.keys for b in loader]
+        assert found == [want[k % workers][k // workers] for k in range(8)]
 
 
 def test_pipes_are_read_with_a_given_count(shards):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmvit.losses import contrastive_loss, contrastive_terms
+from mmvit.losses import chance_level, contrastive_loss, contrastive_terms
 
 MODES = ["negative", "mask", "positive"]
 KINDS = ["softmax", "sigmoid"]
@@ -220,3 +220,17 @@ def test_wrong_arguments_say_what_was_expected(change, words):
     arguments = {"z_a": torch.zeros(4, 5), "z_b": torch.zeros(4, 5), "logit_scale": torch.zeros(())}
     with pytest.raises(ValueError, match=words):
         contrastive_loss(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("B", [2, 7, 64])
+def test_chance_level_is_the_best_that_equal_embeddings_can_get(B):
+    z = torch.ones(B, 3, dtype=torch.float64)
+    scale = torch.zeros((), dtype=torch.float64)
+    assert contrastive_loss(z, z, scale).item() == pytest.approx(chance_level("softmax", B), abs=1e-12)
+    best = math.log(1 / (B - 1)) - 1  # sigmoid(1 + c) = 1/B
+    losses = [
+        contrastive_loss(z, z, scale, torch.tensor(best + off, dtype=torch.float64), "sigmoid").item()
+        for off in (0.0, 0.1, -0.1)
+    ]
+    assert losses[0] == pytest.approx(chance_level("sigmoid", B), abs=1e-12)
+    assert losses[0] < min(losses[1:])

@@ -79,3 +79,48 @@ def test_checkpointing_leaves_the_gradients():
         model(IDS, MASK).square().sum().backward()
         grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("pool", "pad_mask", "causal", "norm"),
+    [("eos", True, False, "pre"), ("cls", True, False, "post"), ("mean", True, True, "pre")]
+    + [("map", True, False, "pre"), ("eos", False, True, "pre"), ("mean", False, True, "pre")],
+)
+def test_lengths_apart_equal_lengths_together(pool, pad_mask, causal, norm, monkeypatch):
+    model = tower(
+        pool=pool, pad_mask=pad_mask, causal=causal, norm=norm, context_length=30, embed_dim=None
+    ).double()
+    ids = torch.randint(0, 100, (90, 30))
+    mask = torch.arange(30) < torch.randint(1, 12, (90, 1))
+    mask[7] = True
+    seen = []
+    model.core.register_forward_pre_hook(lambda module, args: seen.append(args[0].values.shape[:2]))
+    monkeypatch.setattr(model.core, "forward_one", _seeing(model.core.forward_one, seen))
+    found = {}
+    for apart in (True, False):
+        if not apart:
+            monkeypatch.setattr(model, "_regroups", lambda mask: False)
+        model.zero_grad()
+        features = model.features(ids, mask)
+        features.square().sum().backward()
+        found[apart] = [features, *(p.grad for p in model.parameters() if p.grad is not None)]
+        tokens = sum(rows * width for rows, width in seen)
+        assert tokens < 0.6 * 90 * 30 if apart else tokens == 90 * 30
+        seen.clear()
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-11)
+
+
+def _seeing(forward, seen):
+    def wrapped(tokens, index):
+        seen.append(tokens.values.shape[:2])
+        return forward(tokens, index)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ("pool", "pad_mask", "causal"), [("last", True, False), ("map", False, True), ("mean", False, False)]
+)
+def test_padding_that_counts_is_never_cut_off(pool, pad_mask, causal):
+    assert not tower(pool=pool, pad_mask=pad_mask, causal=causal).ignores_padding

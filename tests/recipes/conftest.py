@@ -3,7 +3,9 @@
 import importlib.util
 import io
 import json
+import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,11 +39,11 @@ def draw(rng, color, shape):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """A folder with train/, val/, tokenizer/ and tower/; one training picture is broken."""
+    """A folder with train/, val/, more/, tokenizer/, tower/ and text/; one training picture is broken."""
     out = tmp_path_factory.mktemp("corpus")
     rng = random.Random(0)
-    for split, count in (("train", 70), ("val", 24)):
-        with ShardWriter(out / split / "shapes", 25) as writer:
+    for split, count, per_shard in (("train", 70, 25), ("val", 24, 25), ("more", 17, 6)):
+        with ShardWriter(out / split / "shapes", per_shard) as writer:
             for i in range(count):
                 color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
                 label = f"{color} {shape}"
@@ -59,9 +61,9 @@ def corpus(tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def recipe():
-    """recipe("lit", *options) runs recipes/lit.py in this process."""
+@pytest.fixture(scope="module")
+def recipe_module():
+    """`recipe` for fixtures that serve a whole file."""
     threads = torch.get_num_threads()
 
     def run(name, *options):
@@ -71,8 +73,17 @@ def recipe():
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         module.main(parse(module.Config, module.PRESETS, [str(o) for o in options]))
+        AcceleratorState._reset_state(True)
+        torch.set_num_threads(threads)
 
-    yield run
+    return run
+
+
+@pytest.fixture
+def recipe(recipe_module):
+    """recipe("lit", *options) runs recipes/lit.py in this process."""
+    threads = torch.get_num_threads()
+    yield recipe_module
     AcceleratorState._reset_state(True)
     torch.set_num_threads(threads)
 
@@ -88,3 +99,26 @@ def losses():
         return [row["train/loss"] for row in rows]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory):
+    """forked(words, world=, kill=, keys=) runs recipes/lit.py in forked processes: (statuses, words)."""
+    script, logs = Path(__file__).parent / "forked_runs.py", tmp_path_factory.mktemp("logs")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    numbers = iter(range(10**6))
+    with subprocess.Popen([sys.executable, str(script)], **pipes) as process:
+
+        def run(words, world=1, kill=None, keys=None, environment=None):
+            log = logs / f"{next(numbers)}.txt"
+            job = {"words": words, "world": world, "kill": kill, "keys": keys and str(keys), "log": str(log)}
+            job["environment"] = environment or {}
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            assert answer, "the process that forks has died"
+            return json.loads(answer)["status"], log.read_text()
+
+        yield run
+        process.stdin.close()

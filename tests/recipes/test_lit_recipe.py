@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -149,41 +147,6 @@ def command(*words):
     )
 
 
-RANDOM = ("--data.augment", "crop", "--data.workers", 1, "--train.average", 0.9)
-
-
-def test_killed_stopped_and_resumed_equals_never_stopped(corpus, tmp_path, recipe, losses):
-    """kill -9 in the middle, then SIGTERM, then to the end: the same losses to the last bit."""
-    more = (*RANDOM, "--model.text", corpus / "text", "--model.lock", "uU", "--train.steps", 40)
-    recipe("lit", *options(corpus, tmp_path / "whole", *more))
-    words = options(corpus, tmp_path / "cut", *more)
-    process = command(*words)
-    _wait(tmp_path / "cut" / "checkpoints" / "step-00000008", process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    process = command(*words)
-    _wait(tmp_path / "cut" / "checkpoints" / "step-00000016", process)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert "resumed from" in said
-    if "done: the model" not in said:
-        assert "stopped by SIGTERM, saved" in said
-        assert "the same command goes on" in said
-    recipe("lit", *words)
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    weights = [folder.load(tmp_path / run / "model").model.state_dict() for run in ("whole", "cut")]
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-
-
-def _wait(path, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.02)
-
-
 def test_wrong_options_are_one_line_and_exit_code_2(corpus, tmp_path):
     process = command(*options(corpus, tmp_path / "run", "--optim.lrate", 1))
     out, said = process.communicate(timeout=120)
@@ -230,16 +193,8 @@ def test_a_launcher_that_silently_starts_one_process_is_caught(corpus, tmp_path,
         recipe("lit", *options(corpus, tmp_path / "run"))
 
 
-def test_two_processes_equal_one(corpus, caches, tmp_path, recipe, losses):
+def test_two_processes_equal_one(corpus, caches, tmp_path, recipe, losses, forked):
     """Embedding, training, evaluation and saving on two gloo ranks."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-
-    def both(name, *words):
-        command = [sys.executable, *launcher, str(ROOT / "recipes" / f"{name}.py"), *map(str, words)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-
     flags = (
         "--preset",
         "tiny",
@@ -251,14 +206,19 @@ def test_two_processes_equal_one(corpus, caches, tmp_path, recipe, losses):
         "fp32",
     )
     recipe("embed_shards", *flags, "--out", tmp_path / "one", "--threads", 1)
-    both("embed_shards", *flags, "--out", tmp_path / "two")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    program = [*launcher, ROOT / "recipes" / "embed_shards.py", *flags, "--out", tmp_path / "two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(map(str, program), env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
     for shard in sorted((tmp_path / "one").glob("*.tar")):
         assert shard.read_bytes() == (tmp_path / "two" / shard.name).read_bytes()
     assert (tmp_path / "one" / "index.json").read_text() == (tmp_path / "two" / "index.json").read_text()
     more = ("--data.val", corpus / "val", "--model.image", corpus / "tower", *LOCKED, "--train.eval-every", 6)
     recipe("lit", *options(corpus, tmp_path / "alone", *more, "--data.train", tmp_path / "one"))
     words = options(corpus, tmp_path / "pair", *more, "--data.train", tmp_path / "two")
-    both("lit", *words, "--train.world-size", 2)
+    status, said = forked([*words, "--train.world-size", "2"], world=2)
+    assert status == [0, 0], said
     assert losses(tmp_path / "pair") == pytest.approx(losses(tmp_path / "alone"), abs=2e-5)
     rows = [
         [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]

@@ -8,9 +8,9 @@ import torch
 from mmvit.errors import UserError
 from mmvit.losses import contrastive_loss
 from mmvit.models.presets import create_model
+from mmvit.models.towers import bare, with_head
 from mmvit.tasks.contrastive import ContrastiveTask
 from mmvit.tasks.lock import Lock
-from mmvit.tasks.towers import bare, with_head
 from mmvit.train.freeze import freeze
 from mmvit.types import Batch
 

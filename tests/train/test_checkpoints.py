@@ -149,8 +149,8 @@ def test_a_new_learning_rate_takes_effect_on_resume(toy, batch_of, make_engine, 
 def test_a_full_disk_leaves_the_earlier_checkpoints_whole(toy, batch_of, make_engine, tmp_path, monkeypatch):
     engine, _, checkpoints = saved(toy, batch_of, make_engine, tmp_path)
 
-    def full(state, path):
-        path.write_bytes(b"half")
+    def full(state, file):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mmvit.train.checkpoint.torch.save", full)
