@@ -50,15 +50,26 @@ def positive_ranks(scores: Tensor, positive: Tensor) -> Tensor:
     """
     count = positive.sum(1)
     most = int(count.max()) if len(count) else 0
-    right = scores.masked_fill(~positive, -torch.inf).topk(most, dim=1).values
-    wrong = scores.masked_fill(positive, -torch.inf)
+    right = _right_scores(scores, positive, count, most)
     if most <= 16:
-        columns = [(wrong >= right[:, p : p + 1] - TIE).sum(1) for p in range(most)]
+        # The right ones are counted along and taken away again: no second copy of the scores is masked.
+        bars = [right[:, p : p + 1] - TIE for p in range(most)]
+        columns = [(scores >= bar).sum(1) - (right >= bar).sum(1) for bar in bars]
         above = torch.stack(columns, 1) if columns else right.long()
     else:
+        wrong = scores.masked_fill(positive, -torch.inf)
         above = wrong.shape[1] - torch.searchsorted(wrong.sort(1).values, right - TIE)
     place = torch.arange(1, most + 1, device=scores.device)
     return (above + place).masked_fill(place > count[:, None], NONE)
+
+
+def _right_scores(scores: Tensor, positive: Tensor, count: Tensor, most: int) -> Tensor:
+    """(Q,P) scores of each query's positives, falling; -inf after the last one."""
+    query, candidate = positive.nonzero(as_tuple=True)
+    place = torch.arange(len(query), device=scores.device) - (count.cumsum(0) - count)[query]
+    right = scores.new_full((len(scores), most), -torch.inf)
+    right[query, place] = scores[query, candidate]
+    return right.sort(1, descending=True).values
 
 
 def chance_at(k: int, positives: Tensor, candidates: int) -> Tensor:

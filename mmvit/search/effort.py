@@ -80,7 +80,10 @@ def sweep(
     measure: Callable[[dict[str, int]], dict[str, float]],
     recall: float,
 ) -> list[dict[str, float]]:
-    """One row per tried value, in rising order, stopping at the first whose "recall" reaches the target.
+    """One row per tried value, in rising order; the last is the smallest found that reaches the target.
+
+    Powers of two up to the first that reaches it, then two halvings of the last gap; larger values that turn
+    out not to be needed are left out. Without success the last row is the largest value.
 
     Args:
         index: the FAISS index.
@@ -93,14 +96,22 @@ def sweep(
     if found is None:
         return [measure(values)]
     name, largest = found
-    curve: list[dict[str, float]] = []
-    value = 1 if name != "efSearch" else 8
-    while True:
-        value = min(value, largest)
-        curve.append({name: value, **measure({**values, name: value})})
-        if curve[-1]["recall"] >= recall or value == largest:
-            return curve
-        value *= 2
+
+    def tried(value: int) -> dict[str, float]:
+        return {name: value, **measure({**values, name: value})}
+
+    value = min(largest, 1 if name != "efSearch" else 8)
+    curve = [tried(value)]
+    while curve[-1]["recall"] < recall and value < largest:
+        value = min(2 * value, largest)
+        curve.append(tried(value))
+    for _ in range(2 if len(curve) > 1 and curve[-1]["recall"] >= recall else 0):
+        middle = int(curve[-2][name] + curve[-1][name]) // 2
+        if middle == curve[-2][name]:
+            break
+        row = tried(middle)
+        curve[-1:] = [row] if row["recall"] >= recall else [row, curve[-1]]
+    return curve
 
 
 def _on_gpu(index: Any, name: str) -> bool:

@@ -14,6 +14,8 @@ from torch import Tensor
 QUERY_BLOCK = 1024
 # Scores held at a time: fits the cache where there are many queries, few blocks where there are few.
 CELLS = 2**22
+# Scores that are looked at as one at first: only the best groups are sorted.
+GROUP = 32
 
 
 def top_k(queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,12 +57,13 @@ def _block(queries: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, n
 def _scan(queries: np.ndarray, rows: np.ndarray, k: int, total_order: bool) -> tuple[np.ndarray, np.ndarray]:
     best: Tensor | None = None
     ids: Tensor | None = None
-    step = max(4096, CELLS // len(queries))
+    step = max(4096, CELLS // len(queries)) // GROUP * GROUP
+    held = torch.empty(len(queries) * min(step, len(rows)))
     for start in range(0, len(rows), step):
-        score = _product(queries, rows[start : start + step])
+        score = _product(queries, rows[start : start + step], held)
         if total_order:
             score = _ordered(score, start)
-        value, where = score.topk(min(k, score.shape[1]))
+        value, where = _best(score, min(k, score.shape[1]))
         where += start
         if best is None or ids is None:
             best, ids = value, where
@@ -74,11 +77,38 @@ def _scan(queries: np.ndarray, rows: np.ndarray, k: int, total_order: bool) -> t
     return (_score(best) if total_order else best).numpy(), ids.numpy()
 
 
-def _product(queries: np.ndarray, rows: np.ndarray) -> Tensor:
-    """(Q,R) float32 inner products, in full float32 whatever precision the process allows for training."""
+def _product(queries: np.ndarray, rows: np.ndarray, held: Tensor) -> Tensor:
+    """(Q,R) float32 inner products, in full float32 whatever precision the process allows for training.
+
+    Args:
+        queries: (Q,E).
+        rows: (R,E).
+        held: (at least Q*R,) float32 that is written over: new memory for every block would cost page faults.
+    """
+    out = held[: len(queries) * len(rows)].view(len(queries), len(rows))
     if torch.get_float32_matmul_precision() == "highest":
-        return torch.from_numpy(queries) @ torch.from_numpy(rows).T
-    return torch.from_numpy(queries @ rows.T)
+        return torch.mm(torch.from_numpy(queries), torch.from_numpy(rows).T, out=out)
+    np.matmul(queries, rows.T, out=out.numpy())
+    return out
+
+
+def _best(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(values, places), both (Q,k), as `score.topk(k)`: the k best lie in the k groups with the best maxima.
+
+    Args:
+        score: (Q,R).
+        k: 1..R.
+    """
+    q, r = score.shape
+    groups = r // GROUP
+    if r % GROUP or k * GROUP * 4 > r:
+        return score.topk(k)
+    # A group is every (R/GROUP)-th score, so that the maxima are taken over whole vectors.
+    grouped = score.view(q, GROUP, groups)
+    chosen = grouped.amax(1).topk(k, sorted=False).indices
+    picked = grouped.gather(2, chosen[:, None].expand(q, GROUP, k))
+    value, place = picked.view(q, GROUP * k).topk(k)
+    return value, place // k * groups + chosen.gather(1, place % k)
 
 
 def _ordered(score: Tensor, start: int) -> Tensor:

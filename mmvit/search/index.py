@@ -184,7 +184,7 @@ class SearchIndex:
 
         Args:
             queries: (Q,E), a thousand or so.
-            recall: target in 0..1; the smallest power of two that reaches it is kept, else the largest tried.
+            recall: target in 0..1; the smallest value that reaches it is kept (to a fifth), or the largest.
             k: neighbours compared.
             embeddings: (N,E) the original rows, needed unless the index keeps them in order (Flat, HNSW).
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmvit.search import SearchIndex
+from mmvit.search import SearchIndex, effort, exact
 
 
 @pytest.fixture(autouse=True)
@@ -289,6 +289,34 @@ def test_tune_reaches_the_target_and_keeps_the_smallest(factory):
     assert recalls == sorted(recalls)
     name = "efSearch" if "HNSW" in factory else "nprobe"
     assert index.parameters[name] == curve[-1][name]
+
+
+def test_tuning_narrows_the_last_power_of_two_down():
+    index = SearchIndex.build(unit(500, 16), range(500), "HNSW8").index
+
+    def reached(target):
+        def measure(values):
+            return {"recall": values["efSearch"] / 500, "ms_per_query": 0.0}
+
+        return [row["efSearch"] for row in effort.sweep(index, 500, {"efSearch": 128}, measure, target / 500)]
+
+    assert reached(41) == [8, 16, 32, 40, 48]
+    assert reached(40) == [8, 16, 32, 40]
+    assert reached(63) == [8, 16, 32, 48, 56, 64]
+    assert reached(5) == [8]
+    assert reached(600) == [8, 16, 32, 64, 128, 256, 500]
+
+
+def test_groups_of_scores_give_what_sorting_all_of_them_gives():
+    rng = np.random.default_rng(0)
+    rows = rng.integers(-2, 3, (9600, 6)).astype(np.float32)  # whole numbers: many equal scores, no rounding
+    queries = rng.integers(-2, 3, (40, 6)).astype(np.float32)
+    for k in (1, 10, 60):
+        scores, ids = exact.top_k(queries, rows, k)
+        full = queries @ rows.T
+        truth = np.lexsort((np.broadcast_to(np.arange(9600), full.shape), -full), axis=1)[:, :k]
+        assert (ids == truth).all()
+        assert (scores == np.take_along_axis(full, truth, 1)).all()
 
 
 def test_tune_asks_for_the_rows_that_codes_lost():
