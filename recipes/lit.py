@@ -35,7 +35,8 @@ from mmvit.options import parse
 from mmvit.tasks.contrastive import ContrastiveTask
 from mmvit.tasks.lock import Lock
 from mmvit.train import freeze as freezing
-from mmvit.train.checkpoint import Checkpoints, newest_step
+from mmvit.train.checkpoint import Checkpoints
+from mmvit.train.manifest import newest_step
 from mmvit.train.meters import Meters
 from mmvit.train.optim import OptimConfig, build_optimizer, summary
 from mmvit.train.prepare import prepare

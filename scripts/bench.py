@@ -24,7 +24,9 @@ from benchmarks.timing import Options, Row, print_rows
 from mmvit.errors import one_line
 from mmvit.options import parse
 
-Name = Literal["attention", "vit", "text", "pairs", "pictures", "loss", "search", "processes", "startup"]
+Name = Literal[
+    "attention", "vit", "text", "pairs", "micro", "pictures", "loss", "search", "processes", "startup"
+]
 # Name -> module and function; imported when it is its turn.
 BENCHES: dict[Name, tuple[str, str]] = {
     "attention": ("core", "attention"),
@@ -41,8 +43,9 @@ class Config:
     Attributes:
         only: which comparisons; all when empty. attention: our attention against torch's kernel. vit: our
             core against timm. text: a MiniLM-sized core against transformers. pairs: training steps against
-            open_clip. pictures: the data pipeline against open_clip's. loss: memory and speed of the loss.
-            search: retrieval. processes: two against one. startup: imports and the first step.
+            open_clip. micro: memory of the gradient cache. pictures: the data pipeline against open_clip's.
+            loss: memory and speed of the loss. search: retrieval. processes: two against one. startup:
+            imports and the first step.
         device: cpu or cuda.
         threads: CPU threads.
         rounds: counted pairs of each comparison.

@@ -10,6 +10,7 @@ Loading needs no network. A part that does not match its fingerprint is an error
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -109,7 +110,9 @@ def save(
         "card": card or {},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.half-*"):  # of a save that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    half = Path(tempfile.mkdtemp(prefix=f".{path.name}.half-", dir=path.parent))
     try:
         save_file(state, half / "model.safetensors", metadata={"format": "pt"})
         if preprocess:

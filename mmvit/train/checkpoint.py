@@ -8,10 +8,6 @@ manifest.json       step, samples seen, and every file's size and sha256, by whi
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +21,12 @@ from torch import Tensor, nn
 from mmvit.errors import UserError, refusal
 from mmvit.train.freeze import fingerprint
 from mmvit.train.log import LOGGER
+from mmvit.train.manifest import damage, read_manifest, remove, steps, sync, write_manifest
 from mmvit.train.meters import Meters
 from mmvit.train.rng import capture_all, restore_all
 from mmvit.train.sharded import full, like, shared_state
 from mmvit.train.step import Engine
 
-FORMAT = 1
 _REFUSED = (OSError, SafetensorError)  # what a full or failing disk raises
 
 
@@ -137,37 +133,30 @@ class Checkpoints:
         engine = self.engine
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in self.folder.glob(".tmp-*"):
-            _remove(stale)
+            remove(stale)
         temporary = self.folder / f".tmp-{target.name}"
         temporary.mkdir()
         try:
             for name, value in content.items():
                 _store(value, temporary / name)
-            files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
-            manifest = {
-                "format": FORMAT,
+            facts = {
                 "step": engine.step,
                 "samples_seen": engine.samples_seen,
                 "world_size": engine.accelerator.num_processes,
                 "locked": self.locked,
-                "files": files,
             }
-            manifest["seal"] = _seal(manifest)
-            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-            for path in temporary.iterdir():
-                _sync(path)
-            _sync(temporary)
+            write_manifest(temporary, facts)
             if target.exists():  # a damaged one of the same step, or one from before a rewind
                 self._drop(target)
             temporary.rename(target)
-            _sync(self.folder)
+            sync(self.folder)
         except _REFUSED:
-            _remove(temporary)
+            remove(temporary)
             raise
 
     def _prune(self) -> None:
         """Keeps the newest ones up to this step; what lies behind it is from before a rewind."""
-        found = _steps(self.folder)
+        found = steps(self.folder)
         ahead = [path for path in found if int(path.name[5:]) > self.engine.step]
         if ahead:
             LOGGER.warning(
@@ -178,16 +167,16 @@ class Checkpoints:
 
     def _drop(self, old: Path) -> None:
         doomed = self.folder / f".tmp-old-{old.name}"  # renamed first: half-deleted must not look damaged
-        _remove(doomed)
+        remove(doomed)
         old.rename(doomed)
-        _remove(doomed)
+        remove(doomed)
 
     def _find(self, mode: str) -> list[Any]:
         """[path or None, problem or None]."""
         if mode != "auto":
             reason = damage(Path(mode))
             return [None, f"--resume {mode}: {reason}"] if reason else [mode, None]
-        found = _steps(self.folder)
+        found = steps(self.folder)
         for path in reversed(found):
             reason = damage(path)
             if reason is None:
@@ -198,7 +187,7 @@ class Checkpoints:
 
     def _read(self, path: Path) -> None:
         engine = self.engine
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = read_manifest(path)
         self._match_locked(path, manifest["locked"])
         own = self._own_state()
         _fill(engine.task, own, load_file(path / "model.safetensors"), path)
@@ -241,62 +230,8 @@ class Checkpoints:
                 )
 
 
-def damage(path: Path) -> str | None:
-    """Why a checkpoint folder cannot be trusted; None when it is whole."""
-    if not path.is_dir():
-        return "no such folder"
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        files: dict[str, dict[str, Any]] = dict(manifest["files"])
-        if manifest["format"] != FORMAT:
-            return f"its format is {manifest['format']}, this version reads {FORMAT}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "manifest.json is missing or unreadable"
-    if manifest.get("seal", _seal(manifest)) != _seal(manifest):  # older ones have none
-        return "the contents of manifest.json do not match their checksum"
-    try:
-        return next((found for name, entry in files.items() if (found := _differs(path / name, entry))), None)
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
-
-
-def _differs(file: Path, entry: dict[str, Any]) -> str | None:
-    """Why a file is not the one that the manifest describes; None when it is."""
-    if not file.is_file():
-        return f"{file.name} is missing"
-    if file.stat().st_size != entry["size"]:
-        return f"{file.name} has {file.stat().st_size} bytes instead of {entry['size']}"
-    if _describe(file)["sha256"] != entry["sha256"]:
-        return f"the contents of {file.name} do not match their checksum"
-    return None
-
-
-def _seal(manifest: dict[str, Any]) -> str:
-    """sha256 of all that a manifest says, but for the seal itself."""
-    said = {name: value for name, value in manifest.items() if name != "seal"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def newest_step(out: Path) -> int:
-    """Step of the newest checkpoint folder of a run, whole or not; -1 without any."""
-    found = _steps(Path(out) / "checkpoints")
-    return int(found[-1].name.split("-")[1]) if found else -1
-
-
-def _steps(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if p.name[5:].isdigit())
-
-
 def _inside(name: str, roots: tuple[str, ...]) -> bool:
     return any(name.startswith(root + ".") for root in roots)
-
-
-def _remove(path: Path) -> None:
-    """Nothing; what lies there is gone where that can be, be it a folder or a file."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _store(value: Any, path: Path) -> None:
@@ -308,20 +243,6 @@ def _store(value: Any, path: Path) -> None:
             torch.save(value, file)
         except RuntimeError as error:  # of closing its archive, after the system's refusal
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _host(state: dict[str, Tensor]) -> dict[str, Tensor]:

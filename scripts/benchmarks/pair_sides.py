@@ -115,7 +115,13 @@ def our_step(case: Case, peer: Any, folder: str) -> tuple[Call, dict[str, Any]]:
     from mmvit.train.step import train_step
 
     precision: Any = case.precision
-    train = TrainConfig(steps=STEPS, batch_size=case.shape.batch, precision=precision, threads=case.threads)
+    train = TrainConfig(
+        steps=STEPS,
+        batch_size=case.shape.batch,
+        micro_batch=case.micro,
+        precision=precision,
+        threads=case.threads,
+    )
     pair: Any = from_open_clip(peer)
     locked = case.work != "scratch"
     task = ContrastiveTask(pair, lock="Lu" if locked else "uu")

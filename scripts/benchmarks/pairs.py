@@ -47,6 +47,7 @@ class Case:
         work: scratch, locked, cached (training steps) or text (forward and backward of the text tower).
         side: ours, open_clip or transformers.
         full: captions fill all 77 tokens; else they are of real length.
+        micro: rows of a micro-batch of ours, 0 = the whole batch at once.
     """
 
     work: str
@@ -56,6 +57,7 @@ class Case:
     device: str = "cpu"
     threads: int = 1
     full: bool = False
+    micro: int = 0
 
 
 def run(options: Options) -> Iterator[Row]:

@@ -12,6 +12,7 @@ PEERS = {  # comparison -> a peer that must stand in its table, as it is run by 
     "vit": "timm",
     "text": "transformers BertModel",
     "pairs": "open_clip",
+    "micro": "the same batch at once",
     "pictures": "",  # its peer needs packages that --small does not fetch
     "loss": "open_clip ClipLoss",
     "search": "",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmvit.data.write import ShardWriter
-from mmvit.train.checkpoint import damage
+from mmvit.train.manifest import damage
 from tests.faults.cases_words import GOOD
 from tests.faults.running import assert_equal, fill, rows, the_error
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mmvit.errors import UserError
-from mmvit.train.checkpoint import Checkpoints, damage, newest_step
+from mmvit.train.checkpoint import Checkpoints
+from mmvit.train.manifest import damage, newest_step
 from mmvit.train.optim import OptimConfig
 from mmvit.train.step import train_step
 
