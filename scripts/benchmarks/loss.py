@@ -28,9 +28,9 @@ WIDTH = 512
 SIZES = (2048, 4096, 8192, 16_384, 32_768)
 SMALL = (256, 512)
 PEERS = {"softmax": "open_clip ClipLoss", "sigmoid": "open_clip SigLipLoss"}
-# Matrices of B x B float32 that the peers' losses are expected to hold at once, for the check before a run.
+# Matrices of B x B float32 that the peers' losses may hold at once, for the check before their first run.
 MATRICES = 6
-SHARE = 0.6  # of the memory that is free
+MARGIN, SHARE = 1.1, 0.9  # over what the size before lets expect; of the memory that is free
 CODE = "from benchmarks.loss import measured; measured()"
 
 Step = Callable[[Tensor, Tensor], Tensor]
@@ -53,7 +53,7 @@ def memory(kind: str, options: Options) -> Iterator[Row]:
         ours = measure("ours", kind, size, options.threads)
         found["ours"].append((size, ours["mib"]))
         peer, note = None, f"{ours['seconds']:.3g} s"
-        if (needed := size * size * 4 * MATRICES) > SHARE * available():
+        if (needed := expected(size, found["peer"])) > SHARE * available():
             note = f"not run: about {needed / 2**30:.0f} GiB needed, {available() / 2**30:.0f} GiB free"
         else:
             other = measure("peer", kind, size, options.threads)
@@ -80,6 +80,14 @@ def memory(kind: str, options: Options) -> Iterator[Row]:
         peer_name="none",
         note=f"CPU seconds, {found['ours'][-1][1]:,.0f} MiB extra where less than 1,024 were asked for",
     )
+
+
+def expected(size: int, seen: list[tuple[int, float]]) -> float:
+    """Bytes that the peer will need: as B^2 from the size before, or from `MATRICES` for the first."""
+    if not seen:
+        return size * size * 4 * MATRICES
+    before, mib = seen[-1]
+    return MARGIN * mib * 2**20 * (size / before) ** 2
 
 
 def growth(kind: str, found: dict[str, list[tuple[int, float]]]) -> Row:
@@ -135,6 +143,7 @@ def measured() -> None:
     """Nothing; the fresh process: prints extra MiB and CPU seconds of one forward and backward."""
     who, kind, size, threads = (json.loads(word) for word in sys.argv[1:])
     torch.set_num_threads(threads)
+    Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out after all, this process goes
     step = step_of(who, kind)
     step(*embeddings(64))  # loads what is loaded on first use
     a, b = embeddings(size)
