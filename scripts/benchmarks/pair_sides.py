@@ -119,6 +119,7 @@ def our_step(case: Case, peer: Any, folder: str) -> tuple[Call, dict[str, Any]]:
         steps=STEPS,
         batch_size=case.shape.batch,
         micro_batch=case.micro,
+        compile=case.compile,
         precision=precision,
         threads=case.threads,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Case:
         side: ours, open_clip or transformers.
         full: captions fill all 77 tokens; else they are of real length.
         micro: rows of a micro-batch of ours, 0 = the whole batch at once.
+        compile: ours with --train.compile.
     """
 
     work: str
@@ -58,6 +59,7 @@ class Case:
     threads: int = 1
     full: bool = False
     micro: int = 0
+    compile: bool = False
 
 
 def run(options: Options) -> Iterator[Row]:
@@ -65,6 +67,7 @@ def run(options: Options) -> Iterator[Row]:
     yield from scratch(options)
     yield from locked(options)
     yield from text(options)
+    yield from compiled(options)
 
 
 def scratch(options: Options) -> Iterator[Row]:
@@ -96,6 +99,29 @@ def text(options: Options) -> Iterator[Row]:
                 asked = {"shape": shape, "precision": precision}
                 said = "forward + backward"
                 yield _row("text", "text", said, options, asked, 1.5, peer)
+
+
+def compiled(options: Options) -> Iterator[Row]:
+    """Rows of our step with compiled blocks against our eager one; compiling takes minutes: none if small."""
+    for precision in () if options.small else AIMS:
+        asked = {"shape": LARGE, "precision": precision, "device": options.device, "threads": options.threads}
+        eager = Case(work="scratch", side="ours", **asked)
+        place = {"PYTHONPATH": SCRIPTS, "OMP_NUM_THREADS": str(options.threads)}
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Served(CODE, asdict(replace(eager, compile=True)), folder, environment=place) as ours,
+            Served(CODE, asdict(eager), folder, environment=place) as theirs,
+        ):
+            first, usual = (side.facts["warm_up_s"] for side in (ours, theirs))
+            yield in_turn(
+                f"from scratch with --train.compile, {LARGE.name}, batch {LARGE.batch}, {precision}",
+                ours,
+                theirs,
+                options.rounds,
+                unit="ms",
+                peer_name="our own eager step",
+                note=f"first step: {first:.0f} s against {usual:.0f} s (wall)",
+            )
 
 
 def _precisions(options: Options) -> dict[str, float]:

@@ -225,12 +225,13 @@ class Served:
 
 
 def serve(call: Call, facts: Mapping[str, Any], device: str = "cpu", warm_up: int = 1) -> None:
-    """Nothing; the other end of `Served`: tells `facts`, then the ms of a call for every line that comes."""
+    """Nothing; the other end of `Served`: tells `facts` and the warm-up's time, then ms for every line."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
+    begun = time.perf_counter()
     for _ in range(warm_up):
         call()
-    print(json.dumps(facts), file=answers)
+    print(json.dumps({**facts, "warm_up_s": time.perf_counter() - begun}), file=answers)
     for _ in sys.stdin:
         print(json.dumps(spent(call, device) * 1e3), file=answers)
 
