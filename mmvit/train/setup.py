@@ -50,7 +50,7 @@ class TrainConfig:
         keep: how many checkpoints stay.
         world_size: fail when fewer processes than this have started; 0 = take what there is.
         threads: CPU threads of a process; 0 = the machine's cores shared by its processes.
-        compile: compile the models' repeated blocks; pays where a run is longer than the minutes it takes.
+        compile: compile the models' repeated blocks at their first use, which takes minutes.
         profile: record this many steps, after three, in OUT/profile and print what took longest; 0 = off.
         trackers: any of tensorboard, wandb, trackio; metrics.jsonl is always written.
     """

@@ -33,7 +33,7 @@ def run(options: Options) -> Iterator[Row]:
     import faiss
 
     faiss.omp_set_num_threads(options.threads)
-    rows, asked, pairs = (3000, 200, 600) if options.small else (100_000, 2000, 20_000)
+    rows, asked, pairs = (3000, 200, 600) if options.small else (100_000, 2000, 5000)
     base, other = embeddings(rows)
     chosen = torch.from_numpy(np.random.default_rng(1).choice(rows, 2 * asked, replace=False))
     queries, held = other[chosen[:asked]], other[chosen[asked:]]
