@@ -26,7 +26,7 @@ from mmvit.errors import UserError
 from mmvit.train.log import RunLog, flatten
 from mmvit.train.memory import keep_memory
 from mmvit.train.rng import seed_all
-from mmvit.train.signals import StopRequest
+from mmvit.train.signals import StopRequest, follow_launcher
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PACKAGES = ("mmvit", "torch", "torchvision", "accelerate", "safetensors", "numpy", "webdataset", "tokenizers")
@@ -150,7 +150,9 @@ def start(config: Any, train: TrainConfig, out: str | Path, resume: str = "auto"
             f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {precision}, "
             f"{threads} thread(s) each, global batch {train.batch_size}"
         )
-    return Run(accelerator, out, log, StopRequest().install(), train, precision)
+    stop = StopRequest().install()
+    follow_launcher()
+    return Run(accelerator, out, log, stop, train, precision)
 
 
 def choose_precision(wanted: Precision) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -45,3 +48,21 @@ class StopRequest:
         if self.name and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+
+
+def follow_launcher() -> bool:
+    """Whether SIGTERM now comes when `accelerate launch`, this process's parent, ends (Linux).
+
+    Its launcher of one process dies of SIGTERM without telling the run, which would go on as an orphan.
+    Launchers of several processes (torchrun) end theirs themselves.
+    """
+    if "RANK" in os.environ or not sys.platform.startswith("linux"):
+        return False
+    try:
+        parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    if not any(os.path.basename(word).startswith(b"accelerate") for word in parent[:3]):
+        return False
+    set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    return ctypes.CDLL(None).prctl(set_death_signal, int(signal.SIGTERM), 0, 0, 0) == 0
