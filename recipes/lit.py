@@ -172,6 +172,7 @@ class Parts:
     preprocess: ImagePreprocess
     tokenizer: Tokenizer
     cache: Cache | None
+    val_cached: bool
 
 
 def build_parts(config: Config) -> Parts:
@@ -206,7 +207,7 @@ def build_parts(config: Config) -> Parts:
         scale_max=loss.scale_max,
     )
     pair.set_checkpointing(model.checkpointing)
-    return Parts(pair, preprocess, tokenizer, cache)
+    return Parts(pair, preprocess, tokenizer, cache, held is not None)
 
 
 def open_loader(config: Config, parts: Parts, run: Run, engine: Engine) -> Loader:
@@ -253,7 +254,7 @@ def evaluate(config: Config, parts: Parts, run: Run, engine: Engine) -> dict[str
             workers=config.data.workers,
             rank=run.accelerator.process_index,
             world_size=run.accelerator.num_processes,
-            cached=read_cache(config.data.val) is not None,
+            cached=parts.val_cached,
         )
         named = any(meta.get(config.data.label) for meta in found.meta)
         tools = (parts.pair, parts.tokenizer, found)

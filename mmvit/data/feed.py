@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Self, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
@@ -242,7 +241,6 @@ def _start_worker(_: int) -> None:
     """Nothing; a worker computes on one core and leaves signals to the main process."""
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _serve_on)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -72,7 +71,7 @@ class Checkpoints:
         engine = self.engine
         target = self.folder / f"step-{engine.step:08d}"
         self.meters.share()
-        ranks = _gather_objects(capture_all(), engine)
+        ranks = gather_object([capture_all()])
         main, sharded = engine.accelerator.is_main_process, engine.accelerator.is_fsdp2
         content = self._content(ranks) if main or sharded else None  # shards are put together by all
         problem = None
@@ -280,11 +279,3 @@ def _fill(task: nn.Module, own: dict[str, Tensor], saved: dict[str, Tensor], pat
         raise UserError(f"{path} holds another model: {len(wrong)} weights do not fit, first '{wrong[0]}'")
     for name, value in saved.items():
         own[name].copy_(like(value, own[name]))
-
-
-def _gather_objects(value: Any, engine: Engine) -> list[Any]:
-    if engine.accelerator.num_processes == 1:
-        return [value]
-    found: list[Any] = [None] * engine.accelerator.num_processes
-    dist.all_gather_object(found, value)
-    return found

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-import torch.distributed as dist
+from accelerate.utils import gather_object
 
 from mmvit.train.memory import peak_memory
 
@@ -52,11 +52,7 @@ class Meters:
 
     def share(self) -> None:
         """Nothing; `counters` now holds what all ranks have counted. Every rank must call it."""
-        found: list[Any] = [self._own]
-        if dist.is_available() and dist.is_initialized():
-            found = [None] * dist.get_world_size()
-            dist.all_gather_object(found, self._own)
-        for counts in found:
+        for counts in gather_object([self._own]):
             for name, count in counts.items():
                 self.counters[name] = self.counters.get(name, 0) + count
         self._own = {}

@@ -17,6 +17,11 @@ MEGABYTES = "4m"
 SHARDS = 200
 
 
+def embedding(corpus):
+    model = ("--model", corpus / "tower", "--precision", "fp32")
+    return ("--preset", "tiny", *model, "--data", corpus / "train")
+
+
 def use(disk):
     """Bytes in use on a disk."""
     room = os.statvfs(disk)
@@ -129,16 +134,7 @@ def test_a_full_or_read_only_disk_under_shards_without_an_index(
 
 
 def test_a_full_disk_while_embeddings_are_cached(corpus, runs, tmp_path, told, only_writes):
-    flags = (
-        "--preset",
-        "tiny",
-        "--model",
-        corpus / "tower",
-        "--data",
-        corpus / "train",
-        "--precision",
-        "fp32",
-    )
+    flags = embedding(corpus)
     status, said = runs("embed_shards", (*flags, "--out", tmp_path / "whole", "--threads", 1))
     assert status == 0, said
     taken = sum(-(-f.stat().st_size // 4096) * 4096 for f in (tmp_path / "whole").iterdir())
@@ -289,18 +285,7 @@ def test_a_data_worker_that_is_killed(words, runs, tmp_path, told, only_writes):
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_while_embeddings_are_cached(corpus, runs, tmp_path, told, only_writes):
-    flags = (
-        "--preset",
-        "tiny",
-        "--model",
-        corpus / "tower",
-        "--data",
-        corpus / "train",
-        "--precision",
-        "fp32",
-        "--threads",
-        1,
-    )
+    flags = (*embedding(corpus), "--threads", 1)
     command = (*flags, "--out", tmp_path / "cache", "--workers", 1)
     with only_writes(tmp_path / "cache", tmp_path / "calm"):
         run = runs.start("embed_shards", command)

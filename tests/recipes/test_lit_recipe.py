@@ -259,3 +259,26 @@ def test_never_refuses_a_folder_with_checkpoints(corpus, tmp_path, recipe):
     recipe("lit", *words)
     with pytest.raises(UserError, match="holds checkpoints of an earlier run"):
         recipe("lit", *words, "--resume", "never", "--train.steps", "3")
+
+
+@pytest.mark.filterwarnings("ignore:.*events.*")
+def test_a_profiled_run_has_the_same_losses(corpus, tmp_path, recipe, losses):
+    recipe("lit", *options(corpus, tmp_path / "plain", "--train.steps", 6))
+    recipe("lit", *options(corpus, tmp_path / "profiled", "--train.steps", 6, "--train.profile", 2))
+    assert losses(tmp_path / "profiled") == losses(tmp_path / "plain")
+    folder = tmp_path / "profiled" / "profile"
+    names = {event.get("name") for event in json.loads((folder / "trace.json").read_text())["traceEvents"]}
+    assert {"aten::mm", "Optimizer.step#AdamW.step"} <= names
+    log = (tmp_path / "profiled" / "log.txt").read_text()
+    assert all(line in log for line in (folder / "top.txt").read_text().splitlines())
+    assert not (tmp_path / "plain" / "profile").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_blocks_give_the_same_losses(corpus, tmp_path, recipe, losses):
+    deep = ("--model.text-options", "depth=2")
+    recipe("lit", *options(corpus, tmp_path / "plain", "--train.steps", 6, *deep))
+    recipe("lit", *options(corpus, tmp_path / "compiled", "--train.steps", 6, *deep), "--train.compile")
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=2e-5)
+    assert "blocks will be compiled" in (tmp_path / "compiled" / "log.txt").read_text()
