@@ -1,7 +1,7 @@
 """Memory that a CPU run keeps from step to step, and the most it ever held.
 
 By default the C library gives every large tensor back to the system as soon as it is freed, and each new one
-costs a page fault per 4 KiB: some 200,000 a step of ViT-S/16 at batch 16, a fifth of the time.
+costs a page fault per 4 KiB, tens of thousands a step (`scripts/bench.py --only micro`).
 """
 
 from __future__ import annotations
