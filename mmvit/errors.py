@@ -8,9 +8,10 @@ import importlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 # How gloo and NCCL say that the process at the other end is gone.
 _PEER_GONE = re.compile(r"gloo.*pair\.cc.*(reset|closed|Broken pipe)|ncclRemoteError", re.DOTALL)
@@ -53,7 +54,8 @@ def nearest(name: str, options: Iterable[str]) -> str:
 def one_line(main: Callable[..., Any]) -> Callable[..., Any]:
     """`main`, with a user's error printed as `error: …` on stderr and exit code 2 instead of a traceback.
 
-    A rank whose peer has ended says so in one line too and ends at once with 1: read the peer's line.
+    A rank whose peer has ended says so in one line too and ends with 1: read the peer's line. Whatever a rank
+    fails of, it ends at once, so that the others can notice.
     """
 
     @functools.wraps(main)
@@ -62,17 +64,42 @@ def one_line(main: Callable[..., Any]) -> Callable[..., Any]:
             return main(*args, **kwargs)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            if _is_rank():
+                _end_at_once(2)
             raise SystemExit(2) from None
-        except RuntimeError as error:
-            if not _PEER_GONE.search(str(error)):
-                raise
-            said = str(error).strip().splitlines()[0].split("] ", 1)[-1]
-            print(f"error: another process of this run ended; its message says why ({said})", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(1)  # tearing the process group down can wait half an hour for the peer
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
+            if _is_rank():
+                _end_at_once(130)
             raise SystemExit(130) from None
+        except Exception as error:
+            if isinstance(error, RuntimeError) and _PEER_GONE.search(str(error)):
+                said = str(error).strip().splitlines()[0].split("] ", 1)[-1]
+                print(
+                    f"error: another process of this run ended; its message says why ({said})",
+                    file=sys.stderr,
+                )
+                _end_at_once(1)
+            if _is_rank():
+                traceback.print_exc()
+                _end_at_once(1)
+            raise
 
     return wrapped
+
+
+def _is_rank() -> bool:
+    """Whether a launcher has started this process as one of a group."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _end_at_once(status: int) -> NoReturn:
+    """Nothing; ends the process while the frames that failed are still there.
+
+    With the last of them would go the process group. Gloo's threads can then need the interpreter's lock, to
+    let go of their tensors, while the interpreter waits for them to end, or for a peer for half an hour: this
+    rank would never end, and the others wait for it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

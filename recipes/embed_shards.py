@@ -21,6 +21,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,16 +30,16 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mmvit.data.cache import MEAN
 from mmvit.data.decode import PICTURES
-from mmvit.data.feed import next_of, share, start_workers
 from mmvit.data.folder import Shard, write_index
 from mmvit.data.image import ImageAugment, ImagePreprocess
 from mmvit.data.offsets import save_offsets, scan_tar, write_atomic
 from mmvit.data.pixels import BadSample
 from mmvit.data.shards import ShardIndex
+from mmvit.data.workers import read_ahead, share
 from mmvit.data.write import ShardWriter, safe_key
 from mmvit.errors import UserError, one_line
 from mmvit.hub.fingerprint import fingerprint
@@ -142,12 +143,12 @@ class Pictures(Dataset[Item]):
 
 def read(pictures: Pictures, workers: int) -> Iterator[Item]:
     """The items in order; a worker that fails or dies is one clear error."""
-    loader = DataLoader(pictures, batch_size=None, num_workers=workers, collate_fn=_share)
-    items = start_workers(loader)
-    while (item := next_of(items, "--workers")) is not None:
-        if item.failure:
-            raise UserError(item.failure)
-        yield item
+    places = range(len(pictures))
+    with closing(read_ahead(pictures, places, workers, option="--workers", finish=_share)) as items:
+        for item in items:
+            if item.failure:
+                raise UserError(item.failure)
+            yield item
 
 
 def embed(items: Iterator[Item], tower: Any, config: Config, precision: str) -> Iterator[tuple[Item, Any]]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from mmvit.data.batch import PadTo
 from mmvit.data.decode import Decoder
@@ -28,6 +28,7 @@ from mmvit.data.folder import INDEX, read_index, rebuild
 from mmvit.data.offsets import split_name
 from mmvit.data.pixels import BadSample
 from mmvit.data.tokenizer import Tokenizer
+from mmvit.data.workers import get_worker_info
 from mmvit.errors import UserError, need
 from mmvit.types import Sample
 

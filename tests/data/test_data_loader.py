@@ -73,7 +73,7 @@ def test_workers_change_nothing(uneven, ranks, workers):
 def by_hand(urls, n, *, batch=12, ranks=1, workers=0, start=0, **options):
     """`run` without processes: packet k as worker k mod workers makes it, on a copy of its own.
 
-    That is all a worker is to a map-style dataset: DataLoader gives index k to worker k mod workers and hands
+    That is all a worker is to a map-style dataset: `Workers` gives index k to worker k mod workers and hands
     the answers out in order.
     """
     out = []
@@ -84,7 +84,7 @@ def by_hand(urls, n, *, batch=12, ranks=1, workers=0, start=0, **options):
         )
         packets = {}
         for worker in reversed(range(max(1, workers))):
-            own = pickle.loads(pickle.dumps(loader._loader.dataset))
+            own = pickle.loads(pickle.dumps(loader.dataset))
             packets |= {k: own[k] for k in range(worker, n, max(1, workers))}
         assert all(packets[k].failure is None for k in range(n))
         out.append([packets[k].batch for k in range(n)])
@@ -270,7 +270,7 @@ def test_a_worker_that_dies_is_one_error(shards):
     with make_loader(shards, batch_size=4, fields=("text",), workers=1, prefetch=1) as loader:
         batches = iter(loader)
         next(batches)
-        os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
+        os.kill(loader._iterator.processes[0].pid, signal.SIGKILL)
         time.sleep(0.5)  # the death must not surface here, in the middle of the program
         with pytest.raises(UserError, match=r"worker died .*--data\.workers"):
             list(itertools.islice(batches, 50))
@@ -281,7 +281,7 @@ def test_a_worker_serves_on_after_the_first_sigterm(shards):
     with make_loader(shards, batch_size=4, num_batches=12, fields=("text",), workers=1, prefetch=1) as loader:
         batches, found = iter(loader), []
         found.append(next(batches))
-        (worker,) = loader._iterator._workers
+        (worker,) = loader._iterator.processes
         os.kill(worker.pid, signal.SIGTERM)
         found += batches
         assert worker.is_alive() or worker.exitcode == 0

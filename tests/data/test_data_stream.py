@@ -70,7 +70,7 @@ def slot_keys(urls, ranks, rank, workers, worker, n, monkeypatch, start=0):
     monkeypatch.setattr("mmvit.data.stream.get_worker_info", lambda: info)
     options = {"batch_size": 12, "rank": rank, "world_size": ranks, "workers": workers, "read": "stream"}
     loader = make_loader(urls, fields=("text",), start_position=start, **options)
-    dataset = loader._loader.dataset
+    dataset = loader.dataset
     packets = list(itertools.islice(iter(dataset), n))
     assert all(p.failure is None and len(p.batch) == 12 // ranks for p in packets)
     return [p.batch.keys for p in packets], dataset

@@ -136,7 +136,7 @@ def test_several_sets_give_a_list(program, model, shards, tmp_path):
     assert [found["n"] for found in json.loads(out.read_text())] == [36, 15]
 
 
-def test_two_processes_share_the_pictures_and_agree_with_one(program, model, shards, tmp_path, root):
+def test_two_processes_share_the_pictures_and_agree_with_one(program, model, shards, tmp_path, root, start):
     data = shards / "toy-000001.tar"  # 15 pictures: unequal shares
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     assert program("eval/retrieval.py", "--model", model, "--data", data, "--out", one)[0] == 0
@@ -144,9 +144,7 @@ def test_two_processes_share_the_pictures_and_agree_with_one(program, model, sha
     command = [sys.executable, root / "eval/retrieval.py", "--model", model, "--data", data, "--out", two]
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen(
-            command, env=os.environ | world | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True
-        )
+        start(command, env=os.environ | world | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     said = [process.communicate(timeout=120)[0] for process in ranks]

@@ -22,6 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 READ_ONLY, REMOUNT, DETACH = 1, 32, 2
+PARENT_DEATH_SIGNAL = 1
 DAC_OVERRIDE, DAC_READ_SEARCH = 1, 2
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -55,6 +56,7 @@ def be(module, job):
     status = 1
     try:
         os.setsid()
+        LIBC.prctl(PARENT_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)  # nobody outlives the tests
         sink = os.open(job["said"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(sink, stream)
@@ -63,7 +65,7 @@ def be(module, job):
                 obey_file_modes()
             elif name == "patience":
                 importlib.import_module("mmvit.data.shards").ShardIndex.patience = value
-                importlib.import_module("mmvit.data.feed").ROOM_PATIENCE = value
+                importlib.import_module("mmvit.data.workers").ROOM_PATIENCE = value
         sys.argv = [f"recipes/{job['recipe']}.py", *job["words"]]
         module.command()
         status = 0
@@ -91,7 +93,7 @@ def wait(pid, seconds):
 
 def main():
     modules = {name: load(name) for name in ("lit", "embed_shards")}
-    for late in ("torch._dynamo", "torch.utils.data._utils.worker", "yaml", "webdataset"):
+    for late in ("torch._dynamo", "yaml", "webdataset"):
         importlib.import_module(late)
     for line in sys.stdin:
         job = json.loads(line)

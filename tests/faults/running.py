@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmvit.hub import folder as hub
+from tests.conftest import kill_all
 
 SCRIPT = Path(__file__).with_name("nursery.py")
 LIMIT = 100
@@ -22,25 +23,30 @@ class Runs:
         self.logs, self.count = logs, 0
         prefix = next((p for p in ([], ["unshare", "-m"], ["unshare", "-rm"]) if _can_mount(p)), None)
         self.can_mount = prefix is not None
+        self.line = [*(prefix or []), sys.executable, str(SCRIPT)]
+        self.process = None
+
+    def open(self):
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "ACCELERATE_USE_CPU": "true",
             "PYTHONUNBUFFERED": "1",
         }
-        self.process = subprocess.Popen(
-            [*(prefix or []), sys.executable, str(SCRIPT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(self.line, env=environment, **pipes)
 
     def ask(self, **job):
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        assert answer, "the process that forks has died"
+        if self.process is None:
+            self.open()
+        try:
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()  # it ends runs that take too long
+            assert answer, "the process that forks has died"
+        except BaseException:  # its answer would come to the next one who asks
+            self.close()
+            raise
         return json.loads(answer)
 
     def start(self, recipe, words, setup=()):
@@ -83,9 +89,9 @@ class Runs:
         assert self.ask(do="umount", at=str(at))["error"] == 0
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait(timeout=LIMIT)
-        self.process.stdout.close()
+        if self.process is not None:
+            kill_all(self.process)
+        self.process = None
 
 
 def _can_mount(prefix):
@@ -94,7 +100,7 @@ def _can_mount(prefix):
         return False  # never on the file systems of everyone
     try:
         command = [*prefix, "mount", "-t", "tmpfs", "none", "/mnt"]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
     except FileNotFoundError:
         return False
 

@@ -20,6 +20,7 @@ from mmvit.data.write import ShardWriter
 from mmvit.hub import folder
 from mmvit.models.presets import create_model
 from mmvit.options import parse
+from tests.conftest import kill_all
 
 ROOT = Path(__file__).resolve().parents[2]
 COLORS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 220), "black": (10, 10, 10)}
@@ -107,18 +108,24 @@ def forked(tmp_path_factory):
     script, logs = Path(__file__).parent / "forked_runs.py", tmp_path_factory.mktemp("logs")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-    numbers = iter(range(10**6))
-    with subprocess.Popen([sys.executable, str(script)], **pipes) as process:
+    numbers, started = iter(range(10**6)), []
 
-        def run(words, world=1, kill=None, keys=None, environment=None):
-            log = logs / f"{next(numbers)}.txt"
-            job = {"words": words, "world": world, "kill": kill, "keys": keys and str(keys), "log": str(log)}
-            job["environment"] = environment or {}
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
+    def run(words, world=1, kill=None, keys=None, environment=None):
+        if not started:
+            started.append(subprocess.Popen([sys.executable, str(script)], **pipes))
+        log = logs / f"{next(numbers)}.txt"
+        job = {"words": words, "world": world, "kill": kill, "keys": keys and str(keys), "log": str(log)}
+        job["environment"] = environment or {}
+        try:
+            started[0].stdin.write(json.dumps(job) + "\n")
+            started[0].stdin.flush()
+            answer = started[0].stdout.readline()  # it ends runs that take too long
             assert answer, "the process that forks has died"
-            return json.loads(answer)["status"], log.read_text()
+        except BaseException:  # its answer would come to the next one who asks
+            kill_all(started.pop())
+            raise
+        return json.loads(answer)["status"], log.read_text()
 
-        yield run
-        process.stdin.close()
+    yield run
+    for process in started:
+        kill_all(process)

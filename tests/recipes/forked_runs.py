@@ -12,12 +12,16 @@ Reads one JSON object a line from stdin and answers each with {"status": [exit s
 WHAT is "call MODULE:NAME", or "event NAME PATTERN": an audit event of Python one of whose arguments matches.
 """
 
+import contextlib
+import ctypes
 import faulthandler
 import importlib
 import importlib.util
 import json
 import os
+import random
 import re
+import resource
 import signal
 import socket
 import sys
@@ -36,7 +40,7 @@ def load():
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    for late in ("torch._dynamo", "torch.utils.data._utils.worker", "yaml"):  # what a run imports on its way
+    for late in ("torch._dynamo", "yaml"):  # what a run imports on its way
         importlib.import_module(late)
     return module
 
@@ -103,6 +107,8 @@ def be(module, job, rank, port):
     status = 1
     try:
         os.setsid()
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG: nobody outlives the test
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         faulthandler.enable()
         sink = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
@@ -130,11 +136,33 @@ def be(module, job, rank, port):
         os._exit(status)
 
 
+def free_port():
+    """A port for ranks to meet at, below those that the system gives away by itself.
+
+    One of those could become the end of anybody's outgoing connection before the first rank listens.
+    """
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    stop = int(given.read_text().split()[0]) if given.exists() else 32768
+    while True:
+        port = random.SystemRandom().randrange(10_000, max(10_100, stop))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+
+
+def too_late(pid):
+    """Ends a rank; the log shows where it waited."""
+    os.kill(pid, signal.SIGABRT)
+    end = time.monotonic() + 5
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+            end += 60
+        time.sleep(0.05)
+
+
 def run(module, job):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    pids = []
+    port, pids = free_port(), []
     for rank in range(job["world"]):
         pid = os.fork()
         if pid == 0:
@@ -152,8 +180,7 @@ def run(module, job):
         if passed > LIMIT:
             for rank, pid in enumerate(pids):
                 if rank not in status:
-                    os.kill(pid, signal.SIGABRT)  # the log shows where it waited
-                    os.waitpid(pid, 0)
+                    too_late(pid)
                     status[rank] = "too late"
         time.sleep(0.005)
     return {"status": [status[rank] for rank in range(job["world"])]}

@@ -3,13 +3,14 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.recipes.forked_runs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes" / "accelerate"
@@ -155,16 +156,22 @@ def world_of(out):
     return world
 
 
-def command(*words, **more):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([str(w) for w in words], env=environment, cwd=ROOT, **pipes)
+@pytest.fixture
+def command(start):
+    """command(*words, **environment) -> a process that is killed with all it started when the test ends."""
+
+    def run(*words, **more):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return start(words, env=environment, cwd=ROOT, **pipes)
+
+    return run
 
 
 TORCHRUN = (BIN / "torchrun", "--standalone", "--nproc_per_node", 2, "recipes/lit.py")
 
 
-def test_torchrun_starts_two_and_a_signal_to_it_saves_once(corpus, tmp_path, forked):
+def test_torchrun_starts_two_and_a_signal_to_it_saves_once(corpus, tmp_path, forked, command):
     """The launcher signals whole process groups, data workers included; nobody is left behind."""
     out = tmp_path / "run"
     more = ("--train.steps", 4000, "--train.save-every", 0, "--data.workers", 1, "--train.world-size", 2)
@@ -212,7 +219,7 @@ LAUNCH_CPU = (BIN / "accelerate", "launch", "-q", "--config_file", FOLDER / "cpu
 
 
 @pytest.mark.slow
-def test_accelerate_launch_with_the_file_for_the_cpu(corpus, tmp_path):
+def test_accelerate_launch_with_the_file_for_the_cpu(corpus, tmp_path, command):
     """A real start; the default tests run the recipe in the environment that this line makes."""
     out = tmp_path / "run"
     process = command(*LAUNCH_CPU, *options(corpus, out))
@@ -223,7 +230,7 @@ def test_accelerate_launch_with_the_file_for_the_cpu(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mistake_under_accelerate_launch_is_one_line(corpus, tmp_path):
+def test_a_mistake_under_accelerate_launch_is_one_line(corpus, tmp_path, command):
     process = command(*LAUNCH_CPU, *options(corpus, tmp_path / "run", "--optim.lrate", 1))
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 1
@@ -233,7 +240,7 @@ def test_a_mistake_under_accelerate_launch_is_one_line(corpus, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["2cpu", "8gpu_ddp", "8gpu_fsdp2"])
-def test_accelerate_launch_starts_two(corpus, tmp_path, name):
+def test_accelerate_launch_starts_two(corpus, tmp_path, command, name):
     """Without a GPU the files for GPUs start gloo processes as well (and FSDP is ignored by Accelerate)."""
     out, file = tmp_path / "run", FOLDER / f"{name}.yaml"
     line = (BIN / "accelerate", "launch", "--config_file", file, "--num_processes", 2, "recipes/lit.py")
@@ -245,12 +252,11 @@ def test_accelerate_launch_starts_two(corpus, tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_two_nodes(corpus, tmp_path, launcher):
+def test_two_nodes(corpus, tmp_path, command, launcher):
     """Two agents on 127.0.0.1 with one process each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     out, processes = tmp_path / "run", []
     for node in range(2):
         if launcher == "accelerate":
@@ -276,7 +282,7 @@ def test_two_nodes(corpus, tmp_path, launcher):
 
 
 @pytest.mark.slow
-def test_torchrun_ends_with_an_error_when_a_rank_is_killed(corpus, tmp_path):
+def test_torchrun_ends_with_an_error_when_a_rank_is_killed(corpus, tmp_path, command):
     out = tmp_path / "run"
     words = options(corpus, out, "--train.steps", 4000, "--train.save-every", 0, "--train.world-size", 2)
     process = command(*TORCHRUN, *words, ACCELERATE_USE_CPU="true")

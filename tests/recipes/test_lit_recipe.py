@@ -135,22 +135,15 @@ def test_sigmoid_duplicates_average_and_trackers(corpus, tmp_path, recipe, losse
     assert folder.load(tmp_path / "run" / "model").model.logit_bias.item() < -5
 
 
-def command(*words):
-    """The recipe as a user starts it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "recipes" / "lit.py"), *map(str, words)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_wrong_options_are_one_line_and_exit_code_2(corpus, tmp_path):
-    process = command(*options(corpus, tmp_path / "run", "--optim.lrate", 1))
-    out, said = process.communicate(timeout=120)
-    assert process.returncode == 2
+    words = options(corpus, tmp_path / "run", "--optim.lrate", 1)
+    line, environment = (
+        [sys.executable, ROOT / "recipes" / "lit.py", *words],
+        {**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    said = done.stderr
     last = said.strip().splitlines()[-1]
     assert last.startswith("error: unknown option '--optim.lrate': did you mean --optim.lr")
     assert "Traceback" not in said

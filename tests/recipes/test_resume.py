@@ -154,19 +154,19 @@ def test_stopped_by_signals_that_reach_the_workers_too(micro, corpus, tmp_path, 
 
 
 @pytest.mark.parametrize("signal_name", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.slow)])
-def test_the_command_itself(plain, corpus, tmp_path, forked, signal_name):
+def test_the_command_itself(plain, corpus, tmp_path, forked, start, signal_name):
     """`python recipes/lit.py`, as a user starts it, ended when its first checkpoint appears."""
     words, out = options(corpus, tmp_path / "run"), tmp_path / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     line, pipe = [sys.executable, str(ROOT / "recipes" / "lit.py"), *words], subprocess.PIPE
-    with subprocess.Popen(line, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
-        end = time.monotonic() + 120
-        while not (out / "checkpoints" / "step-00000003").exists():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        process.send_signal(signal.Signals[signal_name])
-        _, said = process.communicate(timeout=120)
+    process = start(line, env=environment, stdout=pipe, stderr=pipe, text=True)
+    end = time.monotonic() + 120
+    while not (out / "checkpoints" / "step-00000003").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    process.send_signal(signal.Signals[signal_name])
+    _, said = process.communicate(timeout=120)
     assert process.returncode == (-9 if signal_name == "SIGKILL" else 0), said
     assert ("stopped by SIGTERM, saved" in said) == (signal_name == "SIGTERM")
     status, said = forked(words)

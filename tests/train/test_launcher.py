@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -11,9 +10,9 @@ import pytest
 CHILD = """
 import os, pathlib, signal, sys, time
 from mmvit.train.signals import StopRequest, follow_launcher
-stop = StopRequest().install()
+stop, end = StopRequest().install(), time.monotonic() + 100
 pathlib.Path(sys.argv[1], "follows").write_text(f"{follow_launcher()} {os.getpid()} .")
-while not stop():
+while not stop() and time.monotonic() < end:
     time.sleep(0.01)
 pathlib.Path(sys.argv[1], "stopped").write_text(stop.name)
 """
@@ -30,15 +29,15 @@ def wait(path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl")
 @pytest.mark.parametrize(("name", "follows"), [("accelerate", True), ("shell", False)])
-def test_the_end_of_the_launcher_is_a_request_to_stop(tmp_path, name, follows):
+def test_the_end_of_the_launcher_is_a_request_to_stop(tmp_path, name, follows, start):
     program = tmp_path / name
     program.write_text(LAUNCHER)
     environment = {k: v for k, v in os.environ.items() if k != "RANK"}
-    launcher = subprocess.Popen([sys.executable, str(program), CHILD, str(tmp_path)], env=environment)
+    launcher = start([sys.executable, program, CHILD, tmp_path], env=environment)
     said, child, _ = wait(tmp_path / "follows").split()
     assert said == str(follows)
     launcher.terminate()
-    launcher.wait()
+    launcher.wait(timeout=60)
     if follows:
         assert wait(tmp_path / "stopped") == "SIGTERM"
     else:
