@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mmvit.data.pixels import BadSample
-from mmvit.errors import UserError, nearest, need
+from mmvit.errors import UserError, nearest
 from mmvit.evaluators.prompts import Classes, class_embeddings, resolve_classes
 from mmvit.hub.folder import Loaded
 from mmvit.hub.folder import load as load_folder
@@ -36,20 +37,21 @@ def load(
     """A saved model, ready to embed; a local folder needs no network.
 
     Args:
-        path: the folder, or "hf-hub:owner/name" to fetch one into the hub's cache first.
+        path: the folder, or "hf-hub:owner/name[@revision]" to fetch a hub's model into the local cache first;
+            with HF_HUB_OFFLINE=1 only the cache is looked at.
         device: where to compute, e.g. "cpu", "cuda", "cuda:1".
         dtype: type to compute in under autocast, e.g. torch.bfloat16; None = float32. Results are float32.
 
     Raises:
-        FileNotFoundError: no such folder, or a file is missing in it.
+        FileNotFoundError: no such folder or hub's model, or a file is missing in it.
         ValueError: a damaged file, or one that does not belong to this model.
+        PermissionError: the hub refuses to show the model.
+        ConnectionError: the hub cannot be reached.
 
     Example:
         >>> model = load("runs/lit/model")                                     # doctest: +SKIP
         >>> model.similarity(model.encode(image=["fox.png"]), model.encode(text=["a fox", "a violin"]))
     """
-    if str(path).startswith("hf-hub:"):
-        path = need("huggingface_hub").snapshot_download(str(path).removeprefix("hf-hub:"))
     return Embedder(load_folder(path), device=device, dtype=dtype)
 
 
@@ -88,6 +90,7 @@ class Embedder:
         text: Any = None,
         batch_size: int = 64,
         show_progress: bool = False,
+        patch_size: int | None = None,
         **other: Any,
     ) -> Tensor:
         """Embeddings (N,E) float32, L2-normalised, on the CPU, in the order of the inputs.
@@ -98,10 +101,13 @@ class Embedder:
             text: texts; longer ones than the model's context are cut, and how many is logged.
             batch_size: inputs held and computed at a time.
             show_progress: draw a progress bar where the output is a terminal.
+            patch_size: side of the patches in pixels that pictures are cut into, of a model made for many
+                (FlexiViT): larger ones take less time and see less; None = the one it is stored with.
             other: any other modality, refused by name.
 
         Raises:
-            ValueError: none or several modalities, one that the model lacks, or an input that cannot be read.
+            ValueError: none or several modalities, one that the model lacks, an input that cannot be read, or
+                a patch size that the model was not made for or its pictures are no multiple of.
             FileNotFoundError: a path that is not there.
         """
         given = {k: v for k, v in {"image": image, "text": text, **other}.items() if v is not None}
@@ -109,7 +115,11 @@ class Embedder:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         inputs = _as_list(modality, given[modality])
-        embed = self._embed_images if modality == "image" else self._embed_texts
+        embed = self._embed_texts
+        if patch_size is not None:
+            self._check_patch_size(patch_size, modality)
+        if modality == "image":
+            embed = partial(self._embed_images, patch_size=patch_size)
         rows = [embed(inputs[i : i + batch_size], i) for i in _steps(len(inputs), batch_size, show_progress)]
         return torch.cat(rows) if rows else torch.empty(0, self.embed_dim)
 
@@ -163,13 +173,34 @@ class Embedder:
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype else nullcontext()
 
-    def _embed_images(self, pictures: Sequence[Any], start: int) -> Tensor:
+    def _check_patch_size(self, patch_size: int, modality: str) -> None:
+        """Raises ValueError for a patch size that cannot be used here."""
+        if modality != "image":
+            raise ValueError(f"patch_size={patch_size} is for pictures, and this call encodes '{modality}'")
+        config = (self.model.image if self.config["kind"] == "dual_encoder" else self.model).config
+        if getattr(config, "patch_resample", None) is None:
+            has = getattr(config, "patch_size", None)
+            raise ValueError(
+                f"patch_size={patch_size} was asked for, and this model was not made for many patch sizes"
+                f"{f' but for {has} alone' if has else ''}: leave it out"
+            )
+        assert self.preprocess is not None
+        height, width = self.preprocess.size
+        valid = [p for p in range(1, min(height, width) + 1) if height % p == width % p == 0]
+        if patch_size not in valid:
+            raise ValueError(
+                f"patch_size={patch_size} does not divide this model's pictures of {height}x{width} pixels: "
+                f"valid: {', '.join(map(str, valid))}"
+            )
+
+    def _embed_images(self, pictures: Sequence[Any], start: int, patch_size: int | None = None) -> Tensor:
         read = _ReadPicture(self.preprocess, start)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             pixels = torch.stack(list(pool.map(read, range(len(pictures)), pictures)))
         tower = self.model.image if self.config["kind"] == "dual_encoder" else self.model
+        chosen = {} if patch_size is None else {"patch_size": patch_size}
         with self._autocast():
-            return normalize(tower(pixels.to(self.device)).float(), dim=-1).cpu()
+            return normalize(tower(pixels.to(self.device), **chosen).float(), dim=-1).cpu()
 
     def _embed_texts(self, texts: Sequence[Any], start: int) -> Tensor:
         for i, text in enumerate(texts):

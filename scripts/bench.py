@@ -30,7 +30,7 @@ Name = Literal[
 # Name -> module and function; imported when it is its turn.
 BENCHES: dict[Name, tuple[str, str]] = {
     "attention": ("core", "attention"),
-    "vit": ("core", "vit"),
+    "vit": ("vit", "run"),
     "text": ("core", "text"),
     **{name: (name, "run") for name in get_args(Name)[3:]},
 }
@@ -42,10 +42,10 @@ class Config:
 
     Attributes:
         only: which comparisons; all when empty. attention: our attention against torch's kernel. vit: our
-            core against timm. text: a MiniLM-sized core against transformers. pairs: training steps against
-            open_clip. micro: memory of the gradient cache. pictures: the data pipeline against open_clip's.
-            loss: memory and speed of the loss. search: retrieval. processes: two against one. startup:
-            imports and the first step.
+            core against timm and transformers. text: a MiniLM-sized core against transformers. pairs:
+            training steps against open_clip. micro: memory of the gradient cache. pictures: the data pipeline
+            against open_clip's. loss: memory and speed of the loss. search: retrieval. processes: two against
+            one. startup: imports and the first step.
         device: cpu or cuda.
         threads: CPU threads.
         rounds: counted pairs of each comparison.

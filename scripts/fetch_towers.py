@@ -79,8 +79,8 @@ class Tower:
 
 def write_efficientnet(members: Path, out: Path, config: Config, card: dict[str, Any]) -> None:
     """The classifier's body as a peer tower; features are the pooled activations, all >= 0."""
-    from mmvit.hub.convert.efficientnet_lite import from_efficientnet_lite
-    from mmvit.hub.convert.weight_files import read_torch
+    from mmvit.hub.convert.files.read import read_torch
+    from mmvit.hub.convert.from_efficientnet_lite import from_efficientnet_lite
 
     tower = from_efficientnet_lite(read_torch(next(members.rglob("*.pth"))), "tf_efficientnet_lite0")
     folder.save(tower, out, preprocess=_pictures(config.size), card=card)
@@ -88,7 +88,7 @@ def write_efficientnet(members: Path, out: Path, config: Config, card: dict[str,
 
 def write_dinov2(members: Path, out: Path, config: Config, card: dict[str, Any]) -> None:
     """The backbone in our core; positions stay at 37x37 and follow whatever size is fed."""
-    from mmvit.hub.convert.dinov2 import from_dinov2_onnx
+    from mmvit.hub.convert.from_dinov2_onnx import from_dinov2_onnx
 
     tower = from_dinov2_onnx(
         next(members.rglob("*.onnx")), depth=config.dinov2_depth, norm_last=config.dinov2_norm
@@ -99,7 +99,7 @@ def write_dinov2(members: Path, out: Path, config: Config, card: dict[str, Any])
 
 def write_minilm(members: Path, out: Path, config: Config, card: dict[str, Any]) -> None:
     """The sentence encoder and its tokenizer, [CLS] text [SEP], mean over real tokens."""
-    from mmvit.hub.convert.minilm import from_sentence_bert
+    from mmvit.hub.convert.from_sentence_bert import from_sentence_bert
 
     tower, tokenizer = from_sentence_bert(next(members.rglob("model.safetensors")).parent)
     folder.save(tower, out, tokenizer=tokenizer, card=card)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvit.core.plain_attention import PlainAttention
 from mmvit.core.precision import HALF
 
 
@@ -22,18 +23,34 @@ class Attention(nn.Module):
         width: D.
         num_heads: H, a divisor of D.
         qkv_bias: whether the q, k, v projections have a bias.
+        key_bias: False: q and v have biases of their own (`q_bias`, `v_bias`) and k has none, as in BEiT; a
+            bias of the keys shifts all scores of a query alike, which the softmax does not see.
         dropout: on the output projection, 0..1.
 
     Raises:
         ValueError: the heads do not divide the width.
     """
 
-    def __init__(self, width: int, num_heads: int, *, qkv_bias: bool = True, dropout: float = 0.0) -> None:
+    q_bias: nn.Parameter | None
+    v_bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = True,
+        key_bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width is {width}, expected a multiple of num_heads={num_heads}")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias and key_bias)
+        split = qkv_bias and not key_bias
+        self.q_bias = nn.Parameter(torch.zeros(width)) if split else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if split else None
         self.proj = nn.Linear(width, width)
         self.dropout = dropout
         self.reset_parameters()
@@ -43,9 +60,9 @@ class Attention(nn.Module):
         for part in self.qkv.weight.chunk(3):
             nn.init.xavier_uniform_(part)
         nn.init.xavier_uniform_(self.proj.weight)
-        for layer in (self.qkv, self.proj):
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        for bias in (self.qkv.bias, self.proj.bias, self.q_bias, self.v_bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, causal: bool = False, queries: Tensor | None = None
@@ -54,15 +71,16 @@ class Attention(nn.Module):
 
         Args:
             x: (B,N,D).
-            mask: bool, broadcastable to (B,H,N,N), True = may be attended; None = everything may.
+            mask: broadcastable to (B,H,N,N): bool, True = may be attended, or floating point, added to the
+                scores; None = everything may.
             causal: token n sees tokens 0..n only; a `mask` must then be None (merge the two beforehand).
             queries: (B,Q,D), a subset of `x` that asks; the mask is then (B,H,Q,N) wide. None = all of `x`.
         """
+        weight, bias = self.qkv.weight, self._bias()
         if queries is None:
-            q, k, v = self._heads(self.qkv(x), 3)
+            q, k, v = self._heads(self.qkv(x) if self.q_bias is None else F.linear(x, weight, bias), 3)
         else:
             D = x.shape[-1]
-            weight, bias = self.qkv.weight, self.qkv.bias
             b_q, b_kv = (None, None) if bias is None else (bias[:D], bias[D:])
             (q,) = self._heads(F.linear(queries, weight[:D], b_q), 1)
             k, v = self._heads(F.linear(x, weight[D:], b_kv), 2)
@@ -71,35 +89,61 @@ class Attention(nn.Module):
         out = self.proj(out.transpose(1, 2).reshape(B, N, H * K))
         return F.dropout(out, self.dropout, self.training) if self.dropout else out
 
+    def _bias(self) -> Tensor | None:
+        """The bias (3D) of q, k, v, or None."""
+        if self.q_bias is None or self.v_bias is None:
+            return self.qkv.bias
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """`parts` views (B,H,N,K) of x (B,N,parts*D), without a copy."""
         B, N, _ = x.shape
         return x.view(B, N, parts, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
     """Softmax attention (B,H,Q,K) of queries (B,H,Q,K) over keys and values (B,H,N,K).
 
     torch's fused kernel, except where its backward is slow: in half types on a CPU the plain form takes a
-    fifth of the time at 37 tokens and two thirds at 197 (docs/benchmarks.md), and keeps (B,H,Q,N) scores.
+    fifth of the time at 37 tokens and two thirds at 197 (docs/benchmarks.md).
 
     Args:
         q: queries.
         k: keys.
         v: values, same shape as the keys.
-        mask: bool, broadcastable to (B,H,Q,N), True = may be attended; None = everything may.
+        mask: broadcastable to (B,H,Q,N): bool, True = may be attended, or floating point, added to the
+            scaled scores; None = everything may.
         causal: query n sees keys 0..n only; a `mask` must then be None.
+        scale: of the scores, None = 1/sqrt(K).
     """
     plain = q.device.type == "cpu" and q.dtype in HALF and q.requires_grad and torch.is_grad_enabled()
     if not plain:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q.dtype)  # the fused kernel takes no other type
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+    if causal:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril_()
+    if mask is not None:
+        mask = mask.to(q.dtype) if mask.is_floating_point() else _added(mask, q)
     with torch.autocast("cpu", enabled=False):
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        if causal:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril_()
-        if mask is not None:
-            scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
-        return scores.softmax(-1) @ v
+        return PlainAttention.apply(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def biased(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """One floating mask out of what is added to the scores and a bool mask, both as wide as (B,H,Q,N)."""
+    return bias if mask is None else bias + _added(mask, bias)
+
+
+def _added(mask: Tensor, like: Tensor) -> Tensor:
+    """A bool mask as what is added to scores: 0 where True, minus infinity elsewhere, typed as `like`."""
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, -torch.inf)
 
 
 def attendable(mask: Tensor | None, causal: bool, length: int, device: torch.device) -> Tensor | None:

@@ -36,17 +36,26 @@ class Mlp(nn.Module):
         hidden: M.
         activation: a name in `ACTIVATIONS`.
         dropout: probability of zeroing an element, 0..1.
+        out_width: width of what comes out, None = D.
 
     Raises:
         ValueError: the activation is unknown.
     """
 
-    def __init__(self, width: int, hidden: int, *, activation: str = "gelu", dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        out_width: int | None = None,
+    ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is '{activation}', expected one of {', '.join(ACTIVATIONS)}")
         self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = nn.Linear(hidden, out_width or width)
         self.activation = ACTIVATIONS[activation]
         self.dropout = dropout
         self.reset_parameters()
@@ -58,7 +67,7 @@ class Mlp(nn.Module):
             nn.init.normal_(layer.bias, std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The transformed tokens, same shape as `x` (...,D)."""
+        """The transformed tokens (...,D), or as wide as `out_width` says."""
         x = self.activation(self.fc1(x))
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)

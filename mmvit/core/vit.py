@@ -12,14 +12,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from mmvit.core.attention import attendable
+from mmvit.core.attention import attendable, biased
 from mmvit.core.block import Block
+from mmvit.core.relative import Places, RelativeBias, places_of
+from mmvit.core.stack import Stack
 from mmvit.types import Encoded, Tokens
 
 
-class ViT(nn.Module):
+class ViT(Stack):
     """A stack of blocks between two optional LayerNorms.
 
     Args:
@@ -27,10 +28,14 @@ class ViT(nn.Module):
         depth: L, number of blocks.
         num_heads: H, a divisor of D.
         mlp_dim: hidden width of the feed-forward parts.
-        norm: "pre" (ViT) or "post" (BERT).
+        norm: "pre" (ViT), "post" (BERT) or "mid" (CCT), see `Block`.
         norm_eps: LayerNorm epsilon.
         activation: gelu | gelu_tanh | quick_gelu.
         qkv_bias: whether q, k, v have biases.
+        key_bias: whether k has one too; BEiT's has none.
+        relative: bias tables by relative place: "block" (one a block), "shared" (one for all) or None.
+        relative_grid: extent of the grid for which the tables are stored.
+        relative_resample: how they follow another grid: "bilinear" or "geometric", see `RelativeBias`.
         layer_scale: initial gain per channel of every branch, None = none.
         drop_path: stochastic depth of the last block; block i gets linspace(0, drop_path, depth)[i].
         dropout: after attention projections and in the feed-forward parts.
@@ -39,7 +44,8 @@ class ViT(nn.Module):
         causal: each token attends to itself and earlier ones only.
 
     Raises:
-        ValueError: `norm` is neither "pre" nor "post", `depth` is below 1, or `drop_path` outside [0, 1).
+        ValueError: `norm` is none of the three, `depth` is below 1, `drop_path` outside [0, 1), `relative` is
+            unknown, lacks its grid, or stands beside `causal`.
     """
 
     def __init__(
@@ -49,10 +55,14 @@ class ViT(nn.Module):
         depth: int,
         num_heads: int,
         mlp_dim: int,
-        norm: Literal["pre", "post"] = "pre",
+        norm: Literal["pre", "post", "mid"] = "pre",
         norm_eps: float = 1e-6,
         activation: str = "gelu",
         qkv_bias: bool = True,
+        key_bias: bool = True,
+        relative: Literal["shared", "block"] | None = None,
+        relative_grid: tuple[int, ...] | None = None,
+        relative_resample: str = "bilinear",
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         dropout: float = 0.0,
@@ -60,15 +70,25 @@ class ViT(nn.Module):
         norm_last: bool = True,
         causal: bool = False,
     ) -> None:
-        super().__init__()
-        if norm not in ("pre", "post"):
-            raise ValueError(f"norm is '{norm}', expected 'pre' or 'post'")
-        if depth < 1:
-            raise ValueError(f"depth is {depth}, expected at least 1")
+        super().__init__(width, depth)
+        if norm not in ("pre", "post", "mid"):
+            raise ValueError(f"norm is '{norm}', expected 'pre', 'post' or 'mid'")
         if not 0.0 <= drop_path < 1.0:
             raise ValueError(f"drop_path is {drop_path}, expected 0 <= drop_path < 1")
-        self.width, self.depth, self.num_heads, self.causal = width, depth, num_heads, causal
-        self.checkpointing = False
+        if relative not in (None, "shared", "block") or (relative and (relative_grid is None or causal)):
+            raise ValueError(
+                f"relative is '{relative}' with grid {relative_grid} and causal={causal}, expected None, or "
+                "'shared' or 'block' with a grid and without causality"
+            )
+        self.num_heads, self.causal = num_heads, causal
+
+        def table(where: str) -> RelativeBias | None:
+            if relative != where or relative_grid is None:
+                return None
+            return RelativeBias(relative_grid, num_heads, resample=relative_resample)
+
+        self.with_places = relative is not None
+        self.relative = table("shared")
         self.norm_pre = nn.LayerNorm(width, eps=norm_eps) if norm_first else None
         self.blocks = nn.ModuleList(
             Block(
@@ -79,17 +99,15 @@ class ViT(nn.Module):
                 norm_eps=norm_eps,
                 activation=activation,
                 qkv_bias=qkv_bias,
+                key_bias=key_bias,
+                relative=table("block"),
                 layer_scale=layer_scale,
                 drop_path=drop_path * i / max(depth - 1, 1),
                 dropout=dropout,
             )
             for i in range(depth)
         )
-        self.norm = nn.LayerNorm(width, eps=norm_eps) if norm_last and norm == "pre" else None
-
-    def set_checkpointing(self, on: bool = True) -> None:
-        """Recompute each block in the backward pass: same outputs and gradients, memory of one block."""
-        self.checkpointing = on
+        self.norm = nn.LayerNorm(width, eps=norm_eps) if norm_last and norm != "post" else None
 
     def forward(self, tokens: Tokens, layers: Sequence[int] = ()) -> Encoded:
         """The encoded tokens (B,N,D), final norm applied, and the outputs of the blocks asked for.
@@ -101,11 +119,12 @@ class ViT(nn.Module):
         Raises:
             ValueError: a width other than D, or a layer out of range.
         """
-        wanted = self._layers(layers)
-        x, mask = self._enter(tokens)
+        wanted = self._wanted(layers)
+        x, mask, places = self._enter(tokens)
+        mask = self._biased(mask, places)
         kept: dict[int, Tensor] = {}
         for number, block in enumerate(self.blocks, start=1):
-            x = self._step(block, x, mask)
+            x = self._block(block, x, mask, places=places)
             if number in wanted:
                 kept[number] = x
         x = x if self.norm is None else self.norm(x)
@@ -125,42 +144,46 @@ class ViT(nn.Module):
         Raises:
             ValueError: a width other than D, or a position out of range.
         """
-        x, mask = self._enter(tokens)
+        x, mask, places = self._enter(tokens)
+        mask = self._biased(mask, places)
         B, N, _ = x.shape
         if isinstance(index, int):
             if not -N <= index < N:
                 raise ValueError(f"token {index} was asked for, expected {-N}..{N - 1}")
             index = torch.full((B,), index % N, device=x.device)
         for block in self.blocks[:-1]:
-            x = self._step(block, x, mask)
+            x = self._block(block, x, mask, places=places)
         rows = index[:, None]
         seen = None if tokens.mask is None else tokens.mask[:, None, None, :]
         if self.causal:
             past = (torch.arange(N, device=x.device) <= rows)[:, None, None, :]
             seen = past if seen is None else seen & past
-        x = self._step(self.blocks[-1], x, seen, rows)
+        places = None if places is None else places.asked_by(rows)
+        x = self._block(self.blocks[-1], x, self._biased(seen, places), rows, places)
         return (x if self.norm is None else self.norm(x))[:, 0]
 
-    def _enter(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
-        """The normed input (B,N,D) and the attention mask that all blocks share."""
+    def _enter(self, tokens: Tokens) -> tuple[Tensor, Tensor | None, Places | None]:
+        """The normed input (B,N,D), the mask that all blocks share, where the tokens lie if it matters."""
         x = tokens.values
-        if x.shape[-1] != self.width:
-            raise ValueError(f"tokens are {x.shape[-1]} wide, expected this core's width={self.width}")
+        self._check_width(x)
         x = x if self.norm_pre is None else self.norm_pre(x)
-        return x, attendable(tokens.mask, self.causal, x.shape[1], x.device)
+        places = places_of(tokens.grid, tokens.prefix, tokens.kept, x.device) if self.with_places else None
+        return x, attendable(tokens.mask, self.causal, x.shape[1], x.device), places
 
-    def _step(self, block: nn.Module, x: Tensor, mask: Tensor | None, index: Tensor | None = None) -> Tensor:
-        """One block's output, recomputed in the backward pass when checkpointing is on."""
+    def _biased(self, mask: Tensor | None, places: Places | None) -> Tensor | None:
+        """The mask with the bias that all blocks share, if they share one."""
+        if self.relative is None or places is None:
+            return mask
+        return biased(self.relative(places), mask)
+
+    def _block(
+        self,
+        block: nn.Module,
+        x: Tensor,
+        mask: Tensor | None,
+        index: Tensor | None = None,
+        places: Places | None = None,
+    ) -> Tensor:
+        """One block's output; causality is the mask's business once there is one."""
         causal = self.causal and mask is None and index is None
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, mask, causal, index, use_reentrant=False)
-        return block(x, mask, causal, index)
-
-    def _layers(self, layers: Sequence[int]) -> set[int]:
-        """Block numbers 1..L for `layers`, negatives resolved."""
-        for layer in layers:
-            if not 1 <= abs(layer) <= self.depth:
-                raise ValueError(
-                    f"layer {layer} was asked for, expected 1..{self.depth} or -1..-{self.depth}"
-                )
-        return {layer if layer > 0 else self.depth + 1 + layer for layer in layers}
+        return self._step(block, x, mask, causal, index, places)

@@ -2,7 +2,7 @@
 
 Shape letters: B batch, N tokens, P leading special tokens, D width, H heads, M hidden width.
 Source: ViT (cls, mean); Scaling ViT (arXiv:2106.04560) section 3.2 and big_vision `MAPHead` (map); CLIP
-(eos); SigLIP and LiT (last); timm's `fc_norm` (mean_norm).
+(eos); SigLIP and LiT (last); timm's `fc_norm` (mean_norm); CCT (seq); DeiT, AST (cls_dist).
 """
 
 from __future__ import annotations
@@ -45,6 +45,23 @@ class TokenPool(nn.Module):
         if isinstance(index, int):
             return encoded.values[:, index]
         return encoded.values[torch.arange(index.shape[0], device=index.device), index]
+
+
+class ClassDistPool(nn.Module):
+    """The mean of the first two tokens, class and distillation token ("cls_dist").
+
+    Args:
+        norm: an optional module on the mean, (B,D) -> (B,D); AST's classifier begins with one.
+    """
+
+    def __init__(self, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        """Features (B,D)."""
+        mean = (encoded.values[:, 0] + encoded.values[:, 1]) / 2
+        return mean if self.norm is None else self.norm(mean)
 
 
 class MeanPool(nn.Module):
@@ -133,6 +150,38 @@ class AttentionPool(nn.Module):
         return out + self.mlp(self.norm(out))
 
 
+class SeqPool(nn.Module):
+    """A weighted mean of all real tokens ("seq"), the weights a softmax over a linear score of each token.
+
+    Args:
+        width: D.
+
+    Source: CCT (arXiv:2104.05704) section 3.2.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = nn.Linear(width, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal at 0.02, zero bias: close to the plain mean."""
+        nn.init.trunc_normal_(self.attention.weight, std=0.02)
+        nn.init.zeros_(self.attention.bias)
+
+    def weights(self, encoded: Encoded) -> Tensor:
+        """The weight of each token (B,N), 0..1, summing to 1; masked tokens have none."""
+        scores = self.attention(encoded.values).squeeze(-1)
+        if encoded.mask is not None:
+            scores = scores.masked_fill(~encoded.mask, -torch.inf)
+        return scores.softmax(-1)
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        """Features (B,D)."""
+        weights = self.weights(encoded).to(encoded.values.dtype)
+        return (weights[:, None] @ encoded.values).squeeze(1)
+
+
 class _PoolMlp(nn.Module):
     """Linear -> activation -> Linear on the pooled vector, (B,D) -> (B,D)."""
 
@@ -159,7 +208,7 @@ def build_pool(
     """The pooling called `name`: a module Encoded -> (B,D).
 
     Args:
-        name: cls | last | eos | mean | mean_norm | map.
+        name: cls | last | eos | mean | mean_norm | cls_dist | cls_dist_norm | map | seq.
         width: D.
         num_heads: of the map pooling.
         mlp_dim: likewise.
@@ -175,6 +224,11 @@ def build_pool(
         return MeanPool()
     if name == "mean_norm":
         return MeanPool(nn.LayerNorm(width, eps=norm_eps))
+    if name in ("cls_dist", "cls_dist_norm"):
+        return ClassDistPool(nn.LayerNorm(width, eps=norm_eps) if name == "cls_dist_norm" else None)
     if name == "map":
         return AttentionPool(width, num_heads, mlp_dim, activation=activation, norm_eps=norm_eps)
-    raise ValueError(f"pool is '{name}', expected one of cls, last, eos, mean, mean_norm, map")
+    if name == "seq":
+        return SeqPool(width)
+    valid = "cls, last, eos, mean, mean_norm, cls_dist, cls_dist_norm, map, seq"
+    raise ValueError(f"pool is '{name}', expected one of {valid}")

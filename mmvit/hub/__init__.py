@@ -6,15 +6,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmvit.hub.convert.from_big_vision import from_big_vision
+    from mmvit.hub.convert.from_cct import from_cct
+    from mmvit.hub.convert.from_checkpoint import from_checkpoint
     from mmvit.hub.convert.from_open_clip import from_open_clip
     from mmvit.hub.convert.from_timm import from_timm
     from mmvit.hub.convert.from_torchvision import from_torchvision
     from mmvit.hub.convert.from_transformers import from_transformers
+    from mmvit.hub.export.onnx import export_onnx
+    from mmvit.hub.export.to_transformers import to_transformers
     from mmvit.hub.folder import Loaded, is_whole, load, read_config, save
+    from mmvit.hub.publish import push
     from mmvit.hub.towers import load_image_tower, load_text_tower
 
 _HOMES = {
     "Loaded": "folder",
+    "export_onnx": "export.onnx",
+    "from_big_vision": "convert.from_big_vision",
+    "from_cct": "convert.from_cct",
+    "from_checkpoint": "convert.from_checkpoint",
     "from_open_clip": "convert.from_open_clip",
     "from_timm": "convert.from_timm",
     "from_torchvision": "convert.from_torchvision",
@@ -23,12 +33,18 @@ _HOMES = {
     "load": "folder",
     "load_image_tower": "towers",
     "load_text_tower": "towers",
+    "push": "publish",
     "read_config": "folder",
     "save": "folder",
+    "to_transformers": "export.to_transformers",
 }
 
 __all__ = [
     "Loaded",
+    "export_onnx",
+    "from_big_vision",
+    "from_cct",
+    "from_checkpoint",
     "from_open_clip",
     "from_timm",
     "from_torchvision",
@@ -37,8 +53,10 @@ __all__ = [
     "load",
     "load_image_tower",
     "load_text_tower",
+    "push",
     "read_config",
     "save",
+    "to_transformers",
 ]
 
 

@@ -5,14 +5,13 @@ Cached embeddings carry it, so that a cache made by another tower, resolution or
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-
-from mmvit.hub.plain import to_plain
 
 
 def fingerprint(model: nn.Module, preprocess: Any = None) -> str:
@@ -28,9 +27,21 @@ def fingerprint(model: nn.Module, preprocess: Any = None) -> str:
 def combine(weights: str, config: Any, preprocess: Any) -> str:
     """The model's fingerprint out of that of its weights, its config and its preprocessing."""
     digest = hashlib.sha256(weights.encode())
-    digest.update(json.dumps(to_plain(config), sort_keys=True).encode())
+    digest.update(json.dumps(_said(config), sort_keys=True).encode())
     digest.update(preprocess.fingerprint().encode() if preprocess is not None else b"none")
     return digest.hexdigest()
+
+
+def _said(config: Any) -> dict[str, Any]:
+    """The fields of a config that differ from their defaults: one that is added later changes nothing."""
+    said = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            said[field.name] = {"class": type(value).__name__, **_said(value)}
+        elif value != field.default:
+            said[field.name] = value
+    return said
 
 
 def weights_fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -10,29 +10,30 @@ Loading needs no network. A part that does not match its fingerprint is an error
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from mmvit.data.image import ImagePreprocess
 from mmvit.data.text import Tokenizer, load_tokenizer
-from mmvit.errors import UserError, nearest, refusal
+from mmvit.errors import UserError, nearest
 from mmvit.hub.card import card_text
+from mmvit.hub.convert.files.read import read_safetensors
+from mmvit.hub.convert.files.safetensors_header import read_header
+from mmvit.hub.convert.files.sizes import check_sizes
 from mmvit.hub.convert.keymap import fill
-from mmvit.hub.convert.weight_files import read_safetensors
 from mmvit.hub.fingerprint import combine, portable, weights_fingerprint
 from mmvit.hub.plain import from_plain, kind_of, to_plain
+from mmvit.hub.remote import PREFIX, fetch
+from mmvit.hub.whole import whole_folder
 from mmvit.models.config import ImageTowerConfig
 from mmvit.models.presets import build_model
+from mmvit.models.unfilled import Unfilled
 
 SCHEMA_VERSION = 1
 _KEYS = (
@@ -109,11 +110,7 @@ def save(
         "tokenizer_fingerprint": tokenizer.fingerprint() if tokenizer else None,
         "card": card or {},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.half-*"):  # of a save that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    half = Path(tempfile.mkdtemp(prefix=f".{path.name}.half-", dir=path.parent))
-    try:
+    with whole_folder(path) as half:
         save_file(state, half / "model.safetensors", metadata={"format": "pt"})
         if preprocess:
             _write_json(half / "preprocess.json", preprocess.to_dict())
@@ -121,31 +118,30 @@ def save(
             tokenizer.save(half / "tokenizer")
         (half / "README.md").write_text(card_text(path.name, described, model), encoding="utf-8")
         _write_json(half / "config.json", described)
-        for private in (half, half / "model.safetensors"):  # both were made for our eyes only
-            private.chmod(0o755 if private.is_dir() else 0o644)
-        _swap(half, path)
-    except SafetensorError as error:
-        raise OSError(refusal(error)) from None
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
     return described["fingerprint"]
 
 
 def load(path: str | os.PathLike[str]) -> Loaded:
     """The model in a folder, with its preprocessing and tokenizer, checked part by part.
 
+    Args:
+        path: the folder, or "hf-hub:owner/name[@revision]" of a hub's model, see `remote.fetch`.
+
     Raises:
         FileNotFoundError: the folder or one of its files is not there.
         ValueError: a file is damaged, does not match its fingerprint, or says something unknown.
     """
-    path = Path(path)
+    path = fetch(str(path)) if str(path).startswith(PREFIX) else Path(path)
     config = read_config(path)
     model_config = from_plain(config["kind"], config["model"], str(path / "config.json"))
     preprocess, tokenizer = _load_preprocess(path, config), _load_tokenizer(path, config)
+    # A config that asks for more than the file holds must not be built to find that out.
+    check_sizes(model_config, read_header(path / "model.safetensors"), source=str(path / "model.safetensors"))
     state = read_safetensors(path / "model.safetensors")
     weights = weights_fingerprint(state)
     _match(path / "model.safetensors", weights, config.get("weights_fingerprint"))
-    model = build_model(model_config)
+    with Unfilled():
+        model = build_model(model_config)
     fill(model, state, source=str(path / "model.safetensors"))
     _check_parts(model_config, config["kind"], preprocess, tokenizer)
     return Loaded(
@@ -171,7 +167,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"'{path}' has no config.json: it is not a saved mmvit model")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"'{file}' is not valid JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") != "mmvit":
         raise ValueError(f"'{file}' was not written by mmvit; read a peer's folder as 'library:{path}'")
@@ -245,7 +241,9 @@ def _check_parts(
         "image_tower": lambda: (config, None),
         "text_tower": lambda: (None, config),
         "image_classifier": lambda: (config.tower, None),
-    }[kind]()
+    }.get(kind, lambda: (None, None))()
+    if image is None and text is None and (preprocess or tokenizer):
+        raise ValueError(f"a {kind} sees no pictures and reads no text: leave preprocess and tokenizer out")
     if image is not None and preprocess is None:
         raise ValueError(f"a {kind} needs its preprocessing: pass preprocess=ImagePreprocess(size=...)")
     if text is not None and tokenizer is None:
@@ -271,17 +269,6 @@ def _check_parts(
 def _check_replaceable(path: Path) -> None:
     if path.exists() and not (path / "config.json").is_file() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"'{path}' exists and is no saved model: choose another folder")
-
-
-def _swap(half: Path, path: Path) -> None:
-    """Puts `half` in the place of `path`; the old one is moved aside first: a crash loses neither."""
-    if not path.exists():
-        os.replace(half, path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    os.replace(path, old / "model")
-    os.replace(half, path)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_json(file: Path, data: Any) -> None:

@@ -9,27 +9,35 @@ from typing import Any
 
 from mmvit.errors import nearest
 from mmvit.models.config import (
+    AudioTowerConfig,
     ClassifierConfig,
     DualEncoderConfig,
     ForeignImageTowerConfig,
     ImageTowerConfig,
     TextTowerConfig,
+    VideoTowerConfig,
 )
 
 KINDS: dict[str, tuple[type, ...]] = {
     "dual_encoder": (DualEncoderConfig,),
     "image_tower": (ImageTowerConfig, ForeignImageTowerConfig),
+    "video_tower": (VideoTowerConfig,),
+    "audio_tower": (AudioTowerConfig,),
     "text_tower": (TextTowerConfig,),
     "image_classifier": (ClassifierConfig,),
+    "video_classifier": (ClassifierConfig,),
+    "audio_classifier": (ClassifierConfig,),
 }
 
 
 def kind_of(config: Any) -> str:
-    """The name under which a config is saved: dual_encoder, image_tower, text_tower or image_classifier.
+    """The name in `KINDS` under which a config is saved, e.g. dual_encoder, image_tower or video_classifier.
 
     Raises:
         ValueError: not one of our model configs.
     """
+    if isinstance(config, ClassifierConfig):
+        return kind_of(config.tower).replace("_tower", "_classifier")
     for kind, classes in KINDS.items():
         if isinstance(config, classes):
             return kind
@@ -52,11 +60,14 @@ def from_plain(kind: str, data: Any, where: str) -> Any:
         where: the file it comes from, for messages.
 
     Raises:
-        ValueError: unknown kind, unknown key, missing key, or a value of another type.
+        ValueError: unknown kind, unknown key, missing key, a value of another type, another kind of model.
     """
     if kind not in KINDS:
         raise ValueError(f"{where}: kind is {kind!r}: {nearest(str(kind), KINDS)}")
-    return _build(KINDS[kind], data, where, "model")
+    config = _build(KINDS[kind], data, where, "model")
+    if kind_of(config) != kind:
+        raise ValueError(f"{where}: kind is '{kind}', but 'model' describes a {kind_of(config)}")
+    return config
 
 
 def _plain(value: Any) -> Any:
@@ -74,9 +85,8 @@ def _plain(value: Any) -> Any:
 def _build(classes: tuple[type, ...], data: Any, where: str, path: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{where}: '{path}' is {data!r}, expected an object with fields")
-    # A peer's tower is told from our own by the library it names.
-    foreign = ForeignImageTowerConfig in classes and "library" in data
-    cls: Any = ForeignImageTowerConfig if foreign else classes[0]
+    # Saved configs name all their fields: the class that knows most of them is meant, and judges the others.
+    cls: Any = max(classes, key=lambda c: len(data.keys() & {f.name for f in dataclasses.fields(c)}))
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for name in data:
         if name not in fields:
@@ -105,7 +115,7 @@ def _value(hint: Any, value: Any, where: str, path: str) -> Any:
         fits = value in inner
         hint = f"one of {', '.join(map(str, inner))}"
     elif origin is tuple:
-        fits = isinstance(value, list | tuple) and len(value) == len(inner)
+        fits = isinstance(value, list | tuple) and (len(value) == len(inner) or inner[-1] is ...)
         value = tuple(value) if fits else value
     elif origin is dict:
         fits = isinstance(value, dict)

@@ -11,6 +11,7 @@ from mmvit.data.image import ImagePreprocess
 from mmvit.data.text import Tokenizer
 from mmvit.errors import nearest
 from mmvit.hub.folder import load
+from mmvit.hub.remote import PREFIX
 from mmvit.models.foreign import ForeignImageTower, read_peer
 from mmvit.models.peers import LIBRARIES
 
@@ -21,8 +22,8 @@ def load_image_tower(
     """An image tower with its weights, in eval mode, and the preprocessing it wants.
 
     Args:
-        spec: a folder of ours (an image tower or a pair), "library:folder" as a peer saved it, or
-            "library:name" (published weights are fetched; needs the network).
+        spec: a folder of ours (an image tower or a pair) or "hf-hub:owner/name" of one, "library:folder" as a
+            peer saved it, or "library:name" (published weights are fetched; needs the network).
         image_size: (height, width) to feed it instead of its own.
         weights: False takes random weights for a peer's name.
         arguments: passed on to a peer's constructor.
@@ -36,7 +37,7 @@ def load_image_tower(
         peer = read_peer(str(spec), image_size=image_size, weights=weights, **arguments)
         tower = ForeignImageTower.wrap(peer)
         return tower.eval(), ImagePreprocess(size=tower.config.image_size, **peer.preprocess)
-    if not Path(spec).exists() and ":" in str(spec):
+    if not Path(spec).exists() and ":" in str(spec) and not str(spec).startswith(PREFIX):
         raise ValueError(f"'{spec}' is neither a folder nor 'library:name': {nearest(library, LIBRARIES)}")
     loaded = load(spec)
     side = _side(loaded.model, "image", loaded.config["kind"], spec)
@@ -49,7 +50,7 @@ def load_text_tower(spec: str | Path) -> tuple[nn.Module, Tokenizer]:
     """A text tower with its weights, in eval mode, and its tokenizer.
 
     Args:
-        spec: a folder of ours: a text tower or a pair.
+        spec: a folder of ours, a text tower or a pair, or "hf-hub:owner/name" of one.
 
     Raises:
         FileNotFoundError: no such folder.

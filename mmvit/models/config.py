@@ -9,87 +9,169 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Pool = Literal["cls", "mean", "mean_norm", "map", "last", "eos"]
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+from mmvit.models.core_config import AnyCoreConfig, CoreConfig
+
+Pool = Literal[
+    "cls", "mean", "mean_norm", "map", "seq", "last", "eos", "cls_dist", "cls_dist_norm", "queries"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoreConfig:
-    """The one transformer.
+class ConvStemConfig:
+    """Overlapping convolutions in place of plain patches: CCT's tokenizer, MViT's stem.
 
     Attributes:
-        norm: "pre" (ViT) or "post" (BERT: x = LN(x + f(x)), no final norm).
-        norm_eps: LayerNorm epsilon; 1e-6 ViT, 1e-5 CLIP, 1e-12 BERT and transformers' ViT.
-        layer_scale: initial value of the per-channel scale, None = no LayerScale.
-        drop_path: stochastic depth of the last block; block i gets linspace(0, drop_path, depth)[i].
-        dropout: after attention projection and in the MLP.
-        norm_first: one extra LayerNorm on the incoming tokens (CLIP's ln_pre; BERT's embedding norm).
-        norm_last: the final LayerNorm; always False for norm="post".
-        causal: each token attends to itself and earlier ones only.
+        layers: convolutions, one after the other.
+        kernel: side, per axis of the grid or one number for all.
+        stride: likewise.
+        padding: likewise.
+        channels: of the hidden layers.
+        max_pool: ReLU and a 3x3 max pooling of stride 2 behind each convolution (CCT).
     """
 
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    norm: Literal["pre", "post"] = "pre"
-    norm_eps: float = 1e-6
-    activation: Activation = "gelu"
-    qkv_bias: bool = True
-    layer_scale: float | None = None
-    drop_path: float = 0.0
-    dropout: float = 0.0
-    norm_first: bool = False
-    norm_last: bool = True
-    causal: bool = False
+    layers: int = 1
+    kernel: tuple[int, ...] = (7, 7)
+    stride: tuple[int, ...] = (2, 2)
+    padding: tuple[int, ...] = (3, 3)
+    channels: int = 64
+    bias: bool = False
+    max_pool: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTowerConfig:
-    """Picture -> features (B,D) -> embedding (B,E), with our own ViT core.
+class QueryPoolConfig:
+    """Attention pooling by several learned queries (CoCa): the tower's features are the first one's answer.
 
     Attributes:
-        image_size: (height, width) in pixels at which the position table is stored.
-        patch_size: side of a square patch in pixels.
+        count: how many queries; those behind the first are kept for a text decoder.
+        width: of the queries and of what they return, the features' D.
+        num_heads: of the attention.
+    """
+
+    count: int = 256
+    width: int
+    num_heads: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """What towers of all modalities share: special tokens, positions, core, pooling, head.
+
+    Attributes:
         class_token: whether a class token leads the sequence.
-        class_position: whether the position table has a row for the class token (original ViT, CLIP, DINOv2).
-        position: "learned" or "sincos2d" (MoCo-v3 form, fixed).
-        position_resample: how the table follows another grid: a name in `tokens.positions.RESAMPLE`.
-        pool: cls | mean (of normed tokens) | map | mean_norm (a norm on the mean, timm's fc_norm: set
-            core.norm_last=False).
+        class_position: whether the position table has rows for class and distillation tokens (original ViT,
+            CLIP, DINOv2).
+        distill_token: whether a distillation token follows the class token (DeiT).
+        registers: tokens without position behind them that only serve the blocks.
+        position: "learned", "separable" (MViT's: learned tables of times and of places, added; clips only), a
+            fixed table ("sincos2d": MoCo v3's, "sincos2d_mae": MAE's, "sincos1d":
+            VideoMAE's, over all tokens in one line), or "none".
+        position_std: deviation of a learned table at the start, None = 1/sqrt(D).
+        position_resample: how the table follows another grid: a name in `tokens.positions.RESAMPLE`, or
+            "recompute" for a fixed one that is made anew.
+        pool: cls | mean (of normed tokens) | map | seq | mean_norm (a norm on the mean, timm's fc_norm: set
+            core.norm_last=False) | cls_dist (mean of class and distillation token) | cls_dist_norm (a norm
+            on that: AST) | queries.
+        pool_eps: epsilon of the pooling's own norm, None = the core's.
+        queries: of the pooling "queries".
         mean, std: per channel, for pixels scaled to 0..1.
         embed_dim: E, or None: no head, the features are the embedding (E = width).
         head_bias: whether the linear head has a bias (CLIP's has none).
         center: subtract a stored mean from the features before the head (LiT on rectified features).
     """
 
-    core: CoreConfig
-    image_size: tuple[int, int] = (224, 224)
-    patch_size: int = 16
-    patch_bias: bool = True
+    core: AnyCoreConfig
     class_token: bool = True
     class_position: bool = True
+    distill_token: bool = False
     registers: int = 0
-    position: Literal["learned", "sincos2d"] = "learned"
+    position: Literal["learned", "separable", "sincos2d", "none", "sincos2d_mae", "sincos1d"] = "learned"
+    position_std: float | None = None
     position_resample: str = "bicubic_antialias"
     pool: Pool = "cls"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    pool_eps: float | None = None
+    queries: QueryPoolConfig | None = None
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     embed_dim: int | None = None
     head_bias: bool = True
     center: bool = False
 
+    @property
+    def feature_width(self) -> int:
+        """D of the pooled features."""
+        return self.queries.width if self.queries and self.pool == "queries" else self.core.out_width
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTowerConfig(TowerConfig):
+    """Picture -> features (B,D) -> embedding (B,E), with one of our own cores.
+
+    Attributes:
+        image_size: (height, width) in pixels at which positions are stored.
+        patch_size: side of a square patch in pixels.
+        patch_bias: whether the patch projection has a bias (CLIP's has none).
+        patch_resample: how the patch kernel follows another patch size at run time, a name in
+            `tokens.flexi.KERNEL_RESAMPLE` (FlexiViT: "pi"); None = the model has one patch size.
+        stem: overlapping convolutions in place of patches, None = patches.
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    patch_size: int = 16
+    patch_bias: bool = True
+    patch_resample: str | None = None
+    stem: ConvStemConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoTowerConfig(TowerConfig):
+    """Clip -> features (B,D) -> embedding (B,E), with one of our own cores.
+
+    Attributes:
+        clip_size: (frames, height, width) at which positions are stored.
+        patch_size: (frames, height, width) of a tubelet.
+        patch_bias: whether the tubelet projection has a bias.
+        stem: overlapping convolutions in place of tubelets, None = tubelets.
+    """
+
+    clip_size: tuple[int, int, int] = (16, 224, 224)
+    patch_size: tuple[int, int, int] = (2, 16, 16)
+    patch_bias: bool = True
+    stem: ConvStemConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioTowerConfig(TowerConfig):
+    """Log-mel spectrogram -> features (B,D) -> embedding (B,E), with one of our own cores.
+
+    Attributes:
+        spectrogram_size: (frames, mel bands) at which positions are stored.
+        patch_size: side of a square patch, in mel bands and in frames.
+        patch_stride: (mel bands, frames) from one patch to the next; less than `patch_size` = overlapping.
+        patch_bias: whether the patch projection has a bias.
+        mean, std: one number each, of the log-mel values that the tower was trained on; spectrograms come in
+            already normalised, (x - mean) / std.
+    """
+
+    spectrogram_size: tuple[int, int] = (1024, 128)
+    patch_size: int = 16
+    patch_stride: tuple[int, int] = (10, 10)
+    patch_bias: bool = True
+    position_resample: str = "cut_or_stretch"
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """An image tower (without an embedding head) under a linear classifier.
+    """A tower (without an embedding head) under a linear classifier.
 
     Attributes:
         num_classes: C.
         bias_init: initial bias of every class: 0 for softmax, about -ln C for a sigmoid loss.
     """
 
-    tower: ImageTowerConfig
+    tower: ImageTowerConfig | VideoTowerConfig | AudioTowerConfig
     num_classes: int
     bias_init: float = 0.0
 
@@ -128,6 +210,9 @@ class TextTowerConfig:
         pool: last (position L-1) | eos (last real token by mask) | cls (position 0) | mean (over real
             tokens) | map.
         pad_mask: whether padding is hidden from attention (LiT's SentencePiece towers let padding attend).
+        class_last: a learned token behind the text's last position, read by pool="last" (CoCa): "none",
+            "masked" (it sees no padding), or "shifted" (as open_clip's released weights were trained: the
+            mask stands one position late, so that it sees one padding token and not always itself).
         embed_dim: E, or None: no head.
         head_bias: whether the linear head has a bias.
     """
@@ -137,6 +222,7 @@ class TextTowerConfig:
     context_length: int = 16
     pool: Pool = "eos"
     pad_mask: bool = True
+    class_last: Literal["none", "masked", "shifted"] = "none"
     embed_dim: int | None = None
     head_bias: bool = True
 

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvit.heads.pool import TokenPool
@@ -25,7 +26,7 @@ from mmvit.types import Encoded, Tokens
 class TextTower(nn.Module):
     """Token ids (B,L) with a mask (B,L) -> features (B,D) -> embedding (B,E).
 
-    State dict: `tok_embed.weight`, `pos_embed`, `core.*`, `pool.*`, `head.*`.
+    State dict: `tok_embed.weight`, `cls_token`, `pos_embed`, `core.*`, `pool.*`, `head.*`.
     Init as big_vision: token table and positions N(0, 1/sqrt(D)), xavier kernels, LeCun-normal head.
     Differs: CLIP's own text init (N(0, 0.02) table, depth-scaled projections) is not offered.
 
@@ -38,10 +39,13 @@ class TextTower(nn.Module):
 
     def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
+        _check(config)
         width = config.core.width
         self.config = config
+        self.class_last = config.class_last != "none"
         self.tok_embed = TextEmbed(config.vocab_size, width)
-        self.pos_embed = nn.Parameter(torch.empty(1, config.context_length, width))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if self.class_last else None
+        self.pos_embed = nn.Parameter(torch.empty(1, config.context_length + self.class_last, width))
         self.core = build_core(config.core)
         self.pool = build_tower_pool(config.pool, config.core)
         self.head = Head(width, config.embed_dim, bias=config.head_bias)
@@ -74,6 +78,8 @@ class TextTower(nn.Module):
     def tokens(self, ids: Tensor, mask: Tensor | None = None) -> Tokens:
         """What the core will see, (B,L,D); without a mask when padding is not hidden from attention.
 
+        A class token that stands behind the text makes it (B,L+1,D).
+
         Args:
             ids: (B,L) int64.
             mask: (B,L) bool, True = real token, None = all real.
@@ -81,8 +87,21 @@ class TextTower(nn.Module):
         Raises:
             ValueError: wrong shapes, or a text longer than the context.
         """
-        tokens = self.tok_embed(ids, mask, self.pos_embed)
+        L, context = ids.shape[-1], self.config.context_length
+        tokens = self.tok_embed(ids, mask, self.pos_embed[:, :context])
+        if self.cls_token is not None:
+            tokens = self._append_class(tokens, L)
         return tokens if self.config.pad_mask else dataclasses.replace(tokens, mask=None)
+
+    def _append_class(self, tokens: Tokens, L: int) -> Tokens:
+        """`tokens` (B,L+1,D) with the class token behind them; its position is L, whatever the context."""
+        assert self.cls_token is not None
+        last = (self.cls_token + self.pos_embed[:, L : L + 1]).expand(len(tokens.values), -1, -1)
+        mask = tokens.mask
+        if mask is not None:
+            late = self.config.class_last == "shifted"
+            mask = F.pad(mask, (1, 0) if late else (0, 1), value=True)
+        return Tokens(torch.cat([tokens.values, last], dim=1), (L + 1,), mask=mask)
 
     def forward_tokens(self, ids: Tensor, mask: Tensor | None = None, layers: Sequence[int] = ()) -> Encoded:
         """Every token (B,L,D) after the final norm, and the layers asked for.
@@ -105,13 +124,15 @@ class TextTower(nn.Module):
 
         Raises:
             ValueError: wrong shapes, a text longer than the context, or, for the pooling "last" of a tower
-                that attends its padding, a text that is not padded to the whole context.
+                that attends its padding or has a class token behind it, a text that is not padded to the
+                whole context.
         """
         L, context = ids.shape[-1], self.config.context_length
-        if self.config.pool == "last" and not self.config.pad_mask and context != L:
+        if self.config.pool == "last" and context != L and (self.class_last or not self.config.pad_mask):
+            why = "a class token behind the text" if self.class_last else "pad_mask=False"
             raise ValueError(
-                f"text is padded to {L} tokens, but pool='last' with pad_mask=False reads position "
-                f"{context - 1}: pad to the context length (pad_to='context')"
+                f"text is padded to {L} tokens, but pool='last' with {why} reads position "
+                f"{context - 1 + self.class_last}: pad to the context length (pad_to='context')"
             )
         mask = _unless_full(mask)
         if mask is None or not self._regroups(mask):
@@ -145,6 +166,15 @@ class TextTower(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """The embedding (B,E) float32 of token ids (B,L), not normalised."""
         return self.project(self.features(ids, mask))
+
+
+def _check(config: TextTowerConfig) -> None:
+    """Raises ValueError for a text tower that cannot be."""
+    if config.class_last != "none" and not (config.pool == "last" and config.pad_mask and config.core.causal):
+        raise ValueError(
+            f"class_last is '{config.class_last}', pool '{config.pool}', pad_mask {config.pad_mask}, causal "
+            f"{config.core.causal}: expected pool='last', pad_mask=True and causal=True with a class token"
+        )
 
 
 def _unless_full(mask: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Attention, the image core and a text core, each against a peer's of the same shape; no optimizer."""
+"""Attention and a text core, each against a peer's of the same shape; no optimizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import Call, Options, Row, compare
-from mmvit import create_model
 from mmvit.core.attention import attend
 
 # (batch, heads, tokens): captions, small pictures, larger ones.
@@ -34,23 +33,6 @@ def attention(options: Options) -> Iterator[Row]:
                 options,
                 peer_name="torch scaled_dot_product_attention",
             )
-
-
-def vit(options: Options) -> Iterator[Row]:
-    """Rows of ViT-S/16 at 224 pixels with a 1000-way head, inference and forward with backward."""
-    import timm
-
-    batch, size = (2, 32) if options.small else (16, 224)
-    pixels = torch.randn(batch, 3, size, size, device=options.device)
-    pair: list[nn.Module] = [
-        create_model("vit_small_patch16_224", num_classes=1000, image_size=size),
-        timm.create_model("vit_small_patch16_224", img_size=size),
-    ]
-    for half in (True, False):
-        calls = [_calls(model.to(options.device), (pixels,), half, options) for model in pair]
-        for kind, name in enumerate(("inference", "forward + backward")):
-            work = f"ViT-S/16 at {size} px, batch {batch}, {_name(half)}, {name}"
-            yield compare(work, calls[0][kind], calls[1][kind], options, peer_name="timm")
 
 
 def text(options: Options) -> Iterator[Row]:

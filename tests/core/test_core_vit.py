@@ -23,7 +23,7 @@ def tokens(B=2, N=6, mask=None) -> Tokens:
     return Tokens(torch.randn(B, N, 16), (N,), mask=mask)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["pre", "post", "mid"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_appended_padding_changes_nothing(norm, causal):
     core = make(norm=norm, causal=causal, norm_first=True, layer_scale=0.5).eval()
@@ -53,7 +53,7 @@ def test_causal_tokens_do_not_see_the_future():
     assert (before[:, 4:] - after[:, 4:]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["pre", "post", "mid"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 def test_one_token_equals_that_token_of_all_outputs(norm, causal, padded):
@@ -199,8 +199,8 @@ def test_mlp_starts_xavier_and_activations_differ_by_what_is_known():
 def test_mistakes_name_the_option():
     with pytest.raises(ValueError, match="activation is 'relu', expected one of gelu"):
         ViT(**SMALL, activation="relu")
-    with pytest.raises(ValueError, match="norm is 'mid'"):
-        ViT(**SMALL, norm="mid")
+    with pytest.raises(ValueError, match="norm is 'sandwich', expected 'pre', 'post' or 'mid'"):
+        ViT(**SMALL, norm="sandwich")
     with pytest.raises(ValueError, match="drop_path is 1.0"):
         ViT(**SMALL, drop_path=1.0)
     with pytest.raises(ValueError, match="expected this core's width=16"):

@@ -11,11 +11,11 @@ import transformers
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from mmvit.hub.convert.dinov2 import from_dinov2_onnx
-from mmvit.hub.convert.efficientnet_lite import convert_efficientnet_lite, from_efficientnet_lite
+from mmvit.hub.convert.files.read import read_weights
+from mmvit.hub.convert.from_dinov2_onnx import from_dinov2_onnx
+from mmvit.hub.convert.from_efficientnet_lite import convert_efficientnet_lite, from_efficientnet_lite
+from mmvit.hub.convert.from_sentence_bert import from_sentence_bert
 from mmvit.hub.convert.keymap import fill, translate
-from mmvit.hub.convert.minilm import from_sentence_bert
-from mmvit.hub.convert.weight_files import read_weights
 
 
 def randomise(model: nn.Module) -> nn.Module:

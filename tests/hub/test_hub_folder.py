@@ -199,7 +199,7 @@ def test_pickles_are_never_opened(folder, tmp_path) -> None:
     with pytest.raises(ValueError, match="damaged or cut short"):
         load(folder)
     torch.save({"w": Evil()}, folder / "evil.pth")
-    from mmvit.hub.convert.weight_files import read_torch
+    from mmvit.hub.convert.files.read import read_torch
 
     with pytest.raises(ValueError, match="not a file of plain tensors"):
         read_torch(folder / "evil.pth")

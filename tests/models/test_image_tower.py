@@ -102,7 +102,7 @@ def test_initial_values():
     assert "pos_embed" in fixed.state_dict()
     assert "pos_embed" not in dict(fixed.named_parameters())
     assert fixed.pos_embed.shape == (1, 196, 32)
-    assert not fixed.class_position
+    assert not fixed.position_rows
 
 
 def test_bytes_equal_normalised_floats_and_autocast_stays_close():

@@ -4,12 +4,21 @@ import pytest
 import torch
 
 import mmvit
-from mmvit.models.classifier import ImageClassifier
-from mmvit.models.config import ClassifierConfig
+from mmvit.models.audio import AudioTower
+from mmvit.models.classifier import Classifier
+from mmvit.models.config import (
+    AudioTowerConfig,
+    ClassifierConfig,
+    DualEncoderConfig,
+    ImageTowerConfig,
+    TextTowerConfig,
+    VideoTowerConfig,
+)
 from mmvit.models.image import ImageTower
 from mmvit.models.lit import DualEncoder
 from mmvit.models.presets import SIZES, build_model, preset
 from mmvit.models.text import TextTower
+from mmvit.models.video import VideoTower
 
 # preset: millions of parameters as a tower with class token, with a 1000-class head, and with map pooling
 COUNTS = {
@@ -57,11 +66,20 @@ def test_every_preset_can_be_built_and_pairs_agree():
     names = mmvit.list_models()
     assert names == sorted(names)
     assert len(names) > 60
-    kinds = {"vit": ImageTower, "dinov2": ImageTower, "text": TextTower}
+    kinds = {
+        ImageTowerConfig: ImageTower,
+        VideoTowerConfig: VideoTower,
+        AudioTowerConfig: AudioTower,
+        TextTowerConfig: TextTower,
+        DualEncoderConfig: DualEncoder,
+    }
     with torch.device("meta"):
         for name in names:
-            kind = kinds.get(name.split("_")[0], DualEncoder)
-            shallow = {"image.depth": 1, "text.depth": 1} if kind is DualEncoder else {"depth": 1}
+            config = preset(name)
+            kind = kinds[type(config)]
+            shallow = {"image.depth": 1, "text.depth": 1}
+            if kind is not DualEncoder:
+                shallow = {"depth": 1} if "depth" in vars(config.core) else {}
             model = mmvit.create_model(name, **shallow)
             assert isinstance(model, kind), name
             assert model.config == preset(name, **shallow)
@@ -90,7 +108,7 @@ def test_num_classes_makes_a_classifier():
     model = mmvit.create_model(
         "vit_mu_patch16_224", num_classes=5, image_size=32, bias_init=-1.6, drop_path=0.1
     )
-    assert isinstance(model, ImageClassifier)
+    assert isinstance(model, Classifier)
     assert isinstance(model.config, ClassifierConfig)
     assert model.tower.config.core.drop_path == 0.1
     assert torch.equal(model(torch.rand(2, 3, 32, 32)), torch.full((2, 5), -1.6))
@@ -110,7 +128,7 @@ def test_num_classes_makes_a_classifier():
         ("vit_mu_patch16_224", {"imagesize": 3}, "unknown option 'imagesize': did you mean image_size"),
         ("lit_mu", {"depth": 3}, "could mean image.core.depth or text.core.depth: write which"),
         ("lit_mu", {"audio.depth": 3}, "unknown option 'audio.depth'"),
-        ("text_mu", {"num_classes": 3}, "num_classes is for image towers"),
+        ("text_mu", {"num_classes": 3}, "num_classes is for image, video and audio towers"),
         (
             "vit_mu_patch16_224",
             {"image_size": 100},
@@ -118,7 +136,7 @@ def test_num_classes_makes_a_classifier():
         ),
         ("vit_mu_patch16_224", {"pool": "eos"}, "pool is 'eos'"),
         ("vit_mu_patch16_224", {"class_token": False}, "pool is 'cls' and class_token is False"),
-        ("vit_mu_patch16_224", {"position": "none"}, "position is 'none'"),
+        ("vit_mu_patch16_224", {"position": "x"}, "position is 'x'"),
         ("vit_mu_patch16_224", {"position_resample": "x"}, "position_resample is 'x'"),
         ("vit_mu_patch16_224", {"num_classes": 3, "embed_dim": 3}, "embed_dim is 3, expected None"),
         ("lit_mu", {"text.embed_dim": 16}, "32 dimensions and the text tower in 16: set embed_dim"),

@@ -62,7 +62,7 @@ TIMM = {
 @torch.no_grad()
 def test_timm_features(case: str) -> None:
     peer = randomise(timm.models.VisionTransformer(**TIMM_TINY, **TIMM[case][0]))
-    tower = from_timm(peer)
+    tower = from_timm(peer, head=False)
     theirs = peer.forward_head(peer.forward_features(pixels()), pre_logits=True)
     close(tower.features(pixels()), theirs)
     assert set(tower.report.left_out) == {"head.weight", "head.bias"}
@@ -71,26 +71,26 @@ def test_timm_features(case: str) -> None:
 @torch.no_grad()
 def test_timm_registered_names_keep_their_constants() -> None:
     small = {"depth": 1, "embed_dim": 32, "num_heads": 2, "img_size": 32}
-    clip = from_timm("vit_base_patch16_clip_224", weights=False, **{"image_size": (224, 224), "depth": 1})
+    clip = from_timm(
+        "vit_base_patch16_clip_224", weights=False, head=False, **{"image_size": (224, 224), "depth": 1}
+    )
     assert clip.config.core.norm_eps == 1e-5
     assert clip.config.core.norm_first
     assert clip.config.mean[0] == pytest.approx(0.48145466)
     assert not clip.config.patch_bias
-    augreg = from_timm(timm.create_model("vit_tiny_patch16_224", **small))
+    augreg = from_timm(timm.create_model("vit_tiny_patch16_224", **small), head=False)
     assert augreg.config.core.norm_eps == 1e-6
     assert augreg.config.mean == (0.5, 0.5, 0.5)
-    deit = from_timm(timm.create_model("deit_tiny_patch16_224", **small))
+    deit = from_timm(timm.create_model("deit_tiny_patch16_224", **small), head=False)
     assert deit.config.mean == (0.485, 0.456, 0.406)
 
 
 def test_timm_variants_that_are_not_plain_are_refused() -> None:
     with pytest.raises(ValueError, match="ResNet"):
         from_timm(timm.create_model("resnet10t"))
-    distilled = timm.create_model(
-        "deit_tiny_distilled_patch16_224", depth=1, embed_dim=32, num_heads=2, img_size=32
-    )
-    with pytest.raises(ValueError, match="dist_token"):
-        from_timm(distilled)
+    pooled = {"global_pool": "map", "class_token": True}
+    with pytest.raises(ValueError, match="attention pooling that leaves out class token"):
+        from_timm(timm.models.VisionTransformer(**TIMM_TINY, **pooled))
     normed = timm.models.VisionTransformer(**TIMM_TINY, qk_norm=True)
     with pytest.raises(ValueError, match="q_norm"):
         from_timm(normed)
@@ -110,18 +110,18 @@ def test_transformers_vision_models_in_memory_and_from_their_files(name: str, tm
     peer = randomise(getattr(transformers, name)(TRANSFORMERS[name]()))
     body = getattr(peer, "vit", peer)
     theirs = body(pixels()).last_hidden_state[:, 0]
-    close(from_transformers(peer).features(pixels()), theirs)
+    close(from_transformers(peer, head=False).features(pixels()), theirs)
     # Files carry other names than the model in memory.
     peer.save_pretrained(tmp_path)
-    close(from_transformers(tmp_path).features(pixels()), theirs)
+    close(from_transformers(tmp_path, head=False).features(pixels()), theirs)
 
 
 @torch.no_grad()
 def test_positions_follow_another_picture_size_as_the_peer_does() -> None:
     peer = randomise(transformers.Dinov2Model(TRANSFORMERS["Dinov2Model"]()))
     theirs = peer(pixels(48)).last_hidden_state[:, 0]
-    close(from_transformers(peer).features(pixels(48)), theirs)
-    stored = from_transformers(peer, image_size=48)
+    close(from_transformers(peer, head=False).features(pixels(48)), theirs)
+    stored = from_transformers(peer, image_size=48, head=False)
     close(stored.features(pixels(48)), theirs)
     assert stored.report.resized == {"pos_embed": ((1, 17, 32), (1, 37, 32))}
 
@@ -130,7 +130,7 @@ def test_positions_follow_another_picture_size_as_the_peer_does() -> None:
 def test_fewer_blocks_and_no_final_norm_give_the_inner_layer() -> None:
     peer = randomise(transformers.Dinov2Model(TRANSFORMERS["Dinov2Model"]()))
     inner = peer(pixels(), output_hidden_states=True).hidden_states[1][:, 0]
-    tower = from_transformers(peer, depth=1, norm_last=False)
+    tower = from_transformers(peer, depth=1, norm_last=False, head=False)
     close(tower.features(pixels()), inner)
     left_out = tower.report.left_out
     assert left_out["layernorm.weight"] == "norm_last is off"
@@ -144,7 +144,7 @@ def test_torchvision_vit() -> None:
     )
     randomise(peer)
     peer.conv_proj.bias.data.normal_()
-    tower = from_torchvision(peer)
+    tower = from_torchvision(peer, head=False)
     peer.heads = nn.Identity()
     close(tower.features(pixels()), peer(pixels()))
 
@@ -155,11 +155,11 @@ def test_a_wrong_conversion_would_be_seen(broken: str) -> None:
     """The comparison above is sharp enough to notice each of the silent mistakes."""
     peer = randomise(transformers.ViTModel(TRANSFORMERS["ViTModel"]()))
     theirs = peer(pixels()).last_hidden_state[:, 0]
-    tower = from_transformers(peer)
+    tower = from_transformers(peer, head=False)
     if broken == "epsilon":
-        tower = from_transformers(peer, norm_eps=1e-3)
+        tower = from_transformers(peer, norm_eps=1e-3, head=False)
     elif broken == "activation":
-        tower = from_transformers(peer, activation="gelu_tanh")
+        tower = from_transformers(peer, activation="gelu_tanh", head=False)
     else:
         weight = tower.core.blocks[0].attn.qkv.weight
         weight.data = torch.cat([weight[32:64], weight[:32], weight[64:]])

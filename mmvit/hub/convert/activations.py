@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmvit.core.mlp import ACTIVATIONS
-from mmvit.models.config import Activation
+from mmvit.models.core_config import Activation
 
 
 def activation_name(module: nn.Module) -> Activation:

@@ -1,16 +1,19 @@
-"""torchvision's VisionTransformer (vit_b_16, vit_l_16, ...) -> our image tower."""
+"""torchvision's VisionTransformer (vit_b_16, ...) -> our image tower; its MViT -> our video tower."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmvit.errors import need
 from mmvit.hub.convert.activations import activation_name
 from mmvit.hub.convert.assemble import assemble
-from mmvit.hub.convert.keymap import LEFT_OUT, Line, blocks, translate
+from mmvit.hub.convert.heads import with_head
+from mmvit.hub.convert.keymap import Line, blocks, translate
+from mmvit.hub.convert.torchvision import mvit
 from mmvit.models.config import CoreConfig, ImageTowerConfig
+from mmvit.models.normalisation import IMAGENET
 from mmvit.models.overrides import override
 
 _VIT: list[Line] = [
@@ -18,7 +21,6 @@ _VIT: list[Line] = [
     ("conv_proj.*", "patch_embed.proj.*"),
     ("encoder.pos_embedding", "pos_embed"),
     ("encoder.ln.*", "core.norm.*"),
-    ("heads.*", LEFT_OUT + "a classifier; the tower ends in features"),
     *blocks(
         "encoder.layers.encoder_layer_{i}.",
         "core.blocks.{i}.",
@@ -35,22 +37,39 @@ _VIT: list[Line] = [
 ]
 
 
-def from_torchvision(source: nn.Module, **overrides: Any) -> nn.Module:
-    """An image tower whose features are the normed class token; `.report` tells what was done.
+def from_torchvision(source: nn.Module, *, head: bool = True, **overrides: Any) -> nn.Module:
+    """A classifier with the peer's logits, or a tower; `.report` tells what was done.
+
+    Features are the normed class token.
 
     Args:
-        source: a torchvision VisionTransformer without convolutional stem.
+        source: a torchvision VisionTransformer without convolutional stem, or MViT.
+        head: False leaves a classifier out: the tower alone.
         overrides: fields of our config to change, e.g. `image_size=128`.
 
     Raises:
         ValueError: another architecture.
     """
-    if not isinstance(source, need("torchvision").models.VisionTransformer):
+    models = need("torchvision").models
+    name = f"torchvision {type(source).__name__}"
+    config: Any
+    if isinstance(source, models.VisionTransformer):
+        config, table, state = _read(source)
+    elif isinstance(source, models.video.MViT):
+        config, table, state = mvit.read(source)
+    else:
         raise ValueError(
-            f"cannot convert torchvision's {type(source).__name__}: expected a VisionTransformer; "
+            f"cannot convert torchvision's {type(source).__name__}: expected a VisionTransformer or MViT; "
             "lock it as it is with 'torchvision:NAME' instead"
         )
-    model: Any = source
+    classes = len(state["head.bias"]) if head and "head.bias" in state else 0
+    config, table = with_head(config, table, {"head": "head"}, classes)
+    translated, report = translate(state, table, source=name)
+    return assemble(override(config, overrides), translated, report, source=name)
+
+
+def _read(model: Any) -> tuple[ImageTowerConfig, list[Line], dict[str, Tensor]]:
+    """Our config, the table of names and the tensors of a VisionTransformer, its classifier under `head`."""
     layer = model.encoder.layers[0]
     core = CoreConfig(
         width=model.hidden_dim,
@@ -64,8 +83,6 @@ def from_torchvision(source: nn.Module, **overrides: Any) -> nn.Module:
         core=core,
         image_size=(model.image_size, model.image_size),
         patch_size=model.patch_size,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        **IMAGENET,
     )
-    translated, report = translate(model.state_dict(), _VIT, source="torchvision VisionTransformer")
-    return assemble(override(config, overrides), translated, report, source="torchvision VisionTransformer")
+    return config, _VIT, {n.replace("heads.head.", "head."): v for n, v in model.state_dict().items()}

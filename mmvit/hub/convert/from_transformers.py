@@ -1,4 +1,4 @@
-"""transformers' ViT, DINOv2, BERT, CLIP and SigLIP -> our towers and pairs, outputs equal.
+"""transformers' models -> our towers, pairs and classifiers, outputs equal.
 
 Constants that no state dict holds (epsilon, GELU, normalisation, pooling) come from the peer's config or,
 where it is silent, from what its family was trained with.
@@ -6,37 +6,34 @@ where it is silent, from what its family was trained with.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from mmvit.errors import nearest, need
-from mmvit.hub.convert import transformers_tables as tables
 from mmvit.hub.convert.assemble import assemble
+from mmvit.hub.convert.files.read import read_weights
+from mmvit.hub.convert.heads import with_head
 from mmvit.hub.convert.keymap import Line, strip_prefix, translate
-from mmvit.hub.convert.weight_files import read_weights
-from mmvit.models.config import CoreConfig, DualEncoderConfig, ImageTowerConfig, TextTowerConfig
+from mmvit.hub.convert.transformers import ast, beit, convnext, mae, owl, tables, videomae
+from mmvit.hub.convert.transformers.config import core_of, image_of
+from mmvit.models.config import DualEncoderConfig, ImageTowerConfig, TextTowerConfig
+from mmvit.models.normalisation import CLIP, IMAGENET
 from mmvit.models.overrides import override
 from mmvit.models.presets import AnyConfig
 
-_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-}
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
-
-def from_transformers(source: nn.Module | str | Path, **overrides: Any) -> nn.Module:
-    """A tower or pair with the weights of a transformers model; `.report` tells what was done.
+def from_transformers(source: nn.Module | str | Path, *, head: bool = True, **overrides: Any) -> nn.Module:
+    """A tower, classifier or pair with the weights of a transformers model; `.report` tells what was done.
 
     Args:
         source: a model, or a folder written by its `save_pretrained` (read without network; safetensors
             only).
+        head: False leaves a classifier out: the tower alone.
         overrides: fields of our config to change: `depth=11`, `norm_last=False`, `image_size=128`,
             `context_length=64`, `pool="mean"`.
 
@@ -58,55 +55,65 @@ def from_transformers(source: nn.Module | str | Path, **overrides: Any) -> nn.Mo
         raise ValueError(
             f"no converter for transformers' '{config.model_type}': {nearest(config.model_type, _FAMILIES)}"
         )
-    describe, table, prefixes = _FAMILIES[config.model_type]
-    state = strip_prefix(state, prefixes)
-    if config.model_type == "bert":
-        state = _add_token_type(state)
-    ours = override(describe(config, state), overrides)
+    family = _FAMILIES[config.model_type]
+    state = strip_prefix(state, family.prefixes)
+    if family.prepare is not None:
+        state = family.prepare(state)
+    ours, table = family.describe(config, state), family.table
+    if not isinstance(source, nn.Module):
+        ours = _as_fed(ours, Path(source) / "preprocessor_config.json")
+    biases = [f"{theirs}.bias" for theirs, mine in family.heads.items() if mine == "head"]
+    classes = next((len(state[bias]) for bias in biases if bias in state), 0)
+    reads = {state[f"{n}.weight"].shape[1] for n in family.heads if f"{n}.weight" in state}
+    if head and classes and reads != {ours.core.out_width}:  # type: ignore[union-attr]
+        raise ValueError(
+            f"{name}: its classifier reads more than the pooled features (DINOv2's also the mean of the "
+            "patches): head=False reads the tower alone"
+        )
+    ours, table = with_head(ours, table, family.heads, classes if head else 0)
     translated, report = translate(state, table, source=name)
-    return assemble(ours, translated, report, source=name)
+    return assemble(override(ours, overrides), translated, report, source=name)
 
 
-def _core(c: Any, **more: Any) -> CoreConfig:
-    if c.hidden_act not in _ACTIVATIONS:
-        raise ValueError(f"hidden_act is '{c.hidden_act}', expected one of {', '.join(_ACTIVATIONS)}")
-    fields: dict[str, Any] = {
-        "width": c.hidden_size,
-        "depth": c.num_hidden_layers,
-        "num_heads": c.num_attention_heads,
-        "mlp_dim": int(c.hidden_size * c.mlp_ratio) if hasattr(c, "mlp_ratio") else c.intermediate_size,
-        "norm_eps": c.layer_norm_eps,
-        "activation": _ACTIVATIONS[c.hidden_act],
-        "qkv_bias": getattr(c, "qkv_bias", True),
-    }
-    return CoreConfig(**fields | more)
-
-
-def _image(c: Any, core: CoreConfig, **more: Any) -> ImageTowerConfig:
-    size = (c.image_size, c.image_size) if isinstance(c.image_size, int) else tuple(c.image_size)
-    fields: dict[str, Any] = {"image_size": size, "patch_size": c.patch_size, "position_resample": "bicubic"}
-    return ImageTowerConfig(core=core, **fields | more)
+def _as_fed(config: Any, file: Path) -> Any:
+    """The config with the mean and deviation of the folder's own preprocessing, where it states them."""
+    if not file.is_file():
+        return config
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    mean, std = saved.get("image_mean"), saved.get("image_std")
+    if not (mean and std):
+        return config
+    stated: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)}
+    if isinstance(config, DualEncoderConfig):
+        return replace(config, image=replace(config.image, **stated))
+    return replace(config, **stated) if isinstance(config, ImageTowerConfig) else config
 
 
 def _vit(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
-    return _image(c, _core(c))
+    return image_of(c, core_of(c))
+
+
+def _deit(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
+    # All of them have the distillation token; the classifier of the plain class reads the class token alone.
+    pool = "cls" if "classifier.weight" in state else "cls_dist"
+    return image_of(c, core_of(c), distill_token=True, pool=pool, **IMAGENET)
 
 
 def _dinov2(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
     registers = getattr(c, "num_register_tokens", 0)
-    return _image(
+    return image_of(
         c,
-        _core(c, layer_scale=c.layerscale_value),
+        core_of(c, layer_scale=c.layerscale_value),
         registers=registers,
         position_resample="bicubic_antialias" if registers else "bicubic",
-        **_IMAGENET,
+        **IMAGENET,
     )
 
 
 def _bert(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
     if getattr(c, "position_embedding_type", None) not in (None, "absolute") or c.is_decoder:
         raise ValueError("only BERT encoders with absolute positions can be converted")
-    core = _core(c, norm="post", norm_first=True, norm_last=False)
+    core = core_of(c, norm="post", norm_first=True, norm_last=False)
     return TextTowerConfig(
         core=core, vocab_size=c.vocab_size, context_length=c.max_position_embeddings, pool="cls"
     )
@@ -114,12 +121,12 @@ def _bert(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
 
 def _clip(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
     head = {"embed_dim": c.projection_dim, "head_bias": False}
-    core = _core(c.vision_config, norm_first=True)
-    image = _image(c.vision_config, core, patch_bias=False, **_CLIP, **head)
+    core = core_of(c.vision_config, norm_first=True)
+    image = image_of(c.vision_config, core, patch_bias=False, **CLIP, **head)
     t = c.text_config
     # The end token sees nothing behind it, so padding needs no mask.
     text = TextTowerConfig(
-        core=_core(t, causal=True),
+        core=core_of(t, causal=True),
         vocab_size=t.vocab_size,
         context_length=t.max_position_embeddings,
         pad_mask=False,
@@ -129,10 +136,10 @@ def _clip(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
 
 
 def _siglip(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
-    image = _image(c.vision_config, _core(c.vision_config), class_token=False, pool="map")
+    image = image_of(c.vision_config, core_of(c.vision_config), class_token=False, pool="map")
     t = c.text_config
     text = TextTowerConfig(
-        core=_core(t),
+        core=core_of(t),
         vocab_size=t.vocab_size,
         context_length=t.max_position_embeddings,
         pool="last",
@@ -144,6 +151,15 @@ def _siglip(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
     )
 
 
+def _class_token_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """DINOv2's tensors; a classifier (C,2D) that reads nothing of the patches' mean as one (C,D)."""
+    weight = state.get("classifier.weight")
+    if weight is None:
+        return dict(state)
+    own, mean = weight.chunk(2, dim=1)
+    return dict(state) if mean.any() else {**state, "classifier.weight": own}
+
+
 def _add_token_type(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """BERT's tensors with token type 0 added to the positions, in float32."""
     types, positions = "embeddings.token_type_embeddings.weight", "embeddings.position_embeddings.weight"
@@ -152,12 +168,47 @@ def _add_token_type(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**state, positions: state[positions].float() + state[types][0].float()}
 
 
-_Family = tuple[Callable[[Any, Mapping[str, Tensor]], AnyConfig], list[Line], tuple[str, ...]]
+@dataclass(frozen=True)
+class _Family:
+    """How one model type is read.
+
+    Attributes:
+        describe: its config and tensors -> our config, without a classifier.
+        table: its names -> ours.
+        prefixes: that composite models put before the tower's names; the first that is found is taken off.
+        heads: its classifiers' names -> ours.
+        prepare: changes its tensors before the table is used.
+    """
+
+    describe: Callable[[Any, Mapping[str, Tensor]], AnyConfig]
+    table: list[Line]
+    prefixes: tuple[str, ...] = ()
+    heads: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+
+
+_HEAD = {"classifier": "head"}
+_HEADS = {**_HEAD, "cls_classifier": "head", "distillation_classifier": "head_dist"}
 _FAMILIES: dict[str, _Family] = {
-    "vit": (_vit, tables.VIT, ("vit.",)),
-    "dinov2": (_dinov2, tables.DINOV2, ("dinov2.",)),
-    "dinov2_with_registers": (_dinov2, tables.DINOV2, ("dinov2_with_registers.",)),
-    "bert": (_bert, tables.BERT, ("bert.",)),
-    "clip": (_clip, tables.CLIP, ()),
-    "siglip": (_siglip, tables.SIGLIP, ()),
+    "vit": _Family(_vit, tables.VIT, ("vit.",), _HEAD),
+    "deit": _Family(_deit, tables.DEIT, ("deit.",), _HEADS),
+    "beit": _Family(beit.describe, beit.BEIT, ("beit.",), _HEAD),
+    "data2vec-vision": _Family(beit.describe, beit.BEIT, ("data2vec_vision.",), _HEAD),
+    "dinov2": _Family(_dinov2, tables.DINOV2, ("dinov2.",), _HEAD, _class_token_half),
+    "dinov2_with_registers": _Family(
+        _dinov2, tables.DINOV2, ("dinov2_with_registers.",), _HEAD, _class_token_half
+    ),
+    "vit_mae": _Family(mae.describe, mae.TABLE, ("vit.",), prepare=mae.prepare),
+    "bert": _Family(_bert, tables.BERT, ("bert.",), prepare=_add_token_type),
+    "clip": _Family(_clip, tables.CLIP),
+    "siglip": _Family(_siglip, tables.SIGLIP),
+    "owlvit": _Family(owl.describe, owl.TABLE, ("owlvit.",)),
+    "owlv2": _Family(owl.describe, owl.TABLE, ("owlv2.",)),
+    "convnextv2": _Family(
+        convnext.describe, convnext.TABLE, ("convnextv2.",), _HEAD, prepare=convnext.prepare
+    ),
+    "videomae": _Family(videomae.describe, videomae.TABLE, ("videomae.",), _HEAD),
+    "audio-spectrogram-transformer": _Family(
+        ast.describe, ast.TABLE, ("audio_spectrogram_transformer.",), {"classifier.dense": "head"}
+    ),
 }

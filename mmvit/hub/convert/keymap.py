@@ -134,17 +134,36 @@ def fill(
         ValueError: missing, unexpected or wrongly shaped tensors, with their names.
     """
     own = model.state_dict()
-    missing = [n for n in own if n not in state and not any(re.fullmatch(p, n) for p in allow_missing)]
-    unexpected = [n for n in state if n not in own]
-    shapes = [
-        f"{n} {tuple(state[n].shape)} for {tuple(own[n].shape)}"
-        for n in state
-        if n in own and state[n].shape != own[n].shape
-    ]
+    compare(shapes_of(own), shapes_of(state), source=source, allow_missing=allow_missing)
+    model.load_state_dict({**own, **state})
+
+
+def compare(
+    own: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    *,
+    source: str,
+    allow_missing: Sequence[str] = (),
+) -> None:
+    """Raises ValueError unless the tensors found are those that a model has, by name and shape.
+
+    Args:
+        own: name -> shape of the model.
+        found: name -> shape of what shall fill it.
+        source: what the tensors come from, for error messages.
+        allow_missing: as `fill` takes it.
+    """
+    missing = [n for n in own if n not in found and not any(re.fullmatch(p, n) for p in allow_missing)]
+    unexpected = [n for n in found if n not in own]
+    shapes = [f"{n} {found[n]} for {own[n]}" for n in found if n in own and found[n] != own[n]]
     for problem, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)):
         if names:
             raise ValueError(f"{source}: {len(names)} tensors {problem}: {_some(names)}")
-    model.load_state_dict({**own, **state})
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor."""
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def _pattern(source: str) -> re.Pattern[str]:

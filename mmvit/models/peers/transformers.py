@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from mmvit.errors import nearest, need
 from mmvit.models.config import ForeignImageTowerConfig
+from mmvit.models.normalisation import CLIP, HALF
 from mmvit.models.peers.peer import Peer, folder_of
 
-_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
-_HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 # Used only where no preprocessor_config.json lies beside the weights; every other family has ImageNet's
 # numbers.
-_NORMALISATION = {"clip_vision_model": _CLIP, "siglip_vision_model": _HALF, "vit": _HALF, "beit": _HALF}
+_NORMALISATION = {"clip_vision_model": CLIP, "siglip_vision_model": HALF, "vit": HALF, "beit": HALF}
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
 

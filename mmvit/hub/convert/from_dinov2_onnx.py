@@ -12,10 +12,11 @@ from typing import Any
 from torch import nn
 
 from mmvit.hub.convert.assemble import assemble
-from mmvit.hub.convert.dinov2_onnx import read_dinov2_onnx
 from mmvit.hub.convert.keymap import translate
-from mmvit.hub.convert.transformers_tables import DINOV2
+from mmvit.hub.convert.onnx.dinov2 import read_dinov2_onnx
+from mmvit.hub.convert.transformers.tables import DINOV2
 from mmvit.models.config import CoreConfig, ImageTowerConfig
+from mmvit.models.normalisation import IMAGENET
 from mmvit.models.overrides import override
 
 
@@ -44,7 +45,6 @@ def from_dinov2_onnx(path: str | Path, num_heads: int | None = None, **overrides
         image_size=(side, side),
         patch_size=patch,
         position_resample="bicubic",
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        **IMAGENET,
     )
     return assemble(override(config, overrides), state, report, source=str(path))

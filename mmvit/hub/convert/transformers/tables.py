@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from mmvit.hub.convert.keymap import LEFT_OUT, Line, blocks, first_third, last_thirds, row, scalar, token
 
-_HEADLESS = LEFT_OUT + "a classifier; the tower ends in features"
 _POOLER = LEFT_OUT + "the tanh pooler, which vision checkpoints mostly lack; the class token is read instead"
 
 
@@ -29,11 +28,9 @@ _VISION: list[Line] = [
     ("embeddings.mask_token", LEFT_OUT + "the token that stands for hidden patches in pre-training"),
     ("layernorm.*", "core.norm.*"),
     ("pooler.dense.*", _POOLER),
-    ("classifier.*", _HEADLESS),
 ]
 
-VIT: list[Line] = [
-    *_VISION,
+VIT_BLOCKS: list[Line] = [
     *blocks(
         "encoder.layer.{i}.",
         "core.blocks.{i}.",
@@ -51,6 +48,8 @@ VIT: list[Line] = [
         [*_IN_MEMORY, ("layernorm_before.*", "norm1.*"), ("layernorm_after.*", "norm2.*"), *_MLP],
     ),
 ]
+VIT: list[Line] = [*_VISION, *VIT_BLOCKS]
+DEIT: list[Line] = [*VIT, ("embeddings.distillation_token", "dist_token")]
 
 DINOV2: list[Line] = [
     *_VISION,

@@ -1,0 +1,1 @@
+"""What big_vision's and vision_transformer's `.npz` trees are called, and which model they are."""

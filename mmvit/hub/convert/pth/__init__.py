@@ -1,0 +1,1 @@
+"""What the tensors of official PyTorch checkpoints are called."""

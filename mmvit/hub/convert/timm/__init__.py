@@ -1,0 +1,1 @@
+"""How timm's model families are read: each file has `read(model)`."""

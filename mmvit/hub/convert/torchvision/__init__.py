@@ -1,0 +1,1 @@
+"""How torchvision's models are read."""

@@ -1,0 +1,1 @@
+"""How transformers' model families are read: configs, tables of names."""

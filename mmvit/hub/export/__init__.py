@@ -1,0 +1,1 @@
+"""Models on their way out: to transformers' folders and to ONNX graphs."""

@@ -1,0 +1,28 @@
+"""The video tower: clips -> tokens -> core -> pool -> head.
+
+Shape letters: B batch, T frames, H/W pixels, D width, E embedding width.
+Source: VideoMAE (arXiv:2203.12602); MViT (arXiv:2104.11227).
+"""
+
+from __future__ import annotations
+
+from mmvit.models.config import VideoTowerConfig
+from mmvit.models.stem import tower_grid, video_stem
+from mmvit.models.tower import GridTower
+
+
+class VideoTower(GridTower):
+    """Clips (B,3,T,H,W) -> features (B,D) -> embedding (B,E).
+
+    Clips are uint8 0..255, normalised here, or float and already normalised; T, H and W multiples of the
+    tubelet's size.
+
+    Args:
+        config: what to build.
+
+    Raises:
+        ValueError: a configuration that contradicts itself; the message names the field.
+    """
+
+    def __init__(self, config: VideoTowerConfig) -> None:
+        super().__init__(config, video_stem(config), tower_grid(config))
