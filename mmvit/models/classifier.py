@@ -1,4 +1,4 @@
-"""A tower under a linear classifier: pixels -> logits.
+"""A tower under a linear classifier: what the tower takes -> logits.
 
 Shape letters: B batch, C classes, D width.
 Source: ViT (arXiv:2010.11929) section 3.1; two heads: DeiT (arXiv:2012.12877) section 4.
@@ -18,9 +18,9 @@ from mmvit.types import Encoded
 
 
 class Classifier(nn.Module):
-    """Pixels (B,3,H,W) or clips -> logits (B,C); at the start every logit is `config.bias_init`.
+    """Pixels (B,3,H,W), clips or spectrograms -> logits (B,C); at the start every logit is `config.bias_init`.
 
-    State dict: `tower.*` (an `ImageTower` or `VideoTower`), `head.{weight,bias}`. Over a tower pooled by
+    State dict: `tower.*` (an `ImageTower`, `VideoTower` or `AudioTower`), `head.{weight,bias}`. Over a tower pooled by
     "cls_dist" there is `head_dist.{weight,bias}` too: one head for each token, and the logits are their mean.
 
     Args:
@@ -68,11 +68,12 @@ class Classifier(nn.Module):
         """Pooled features (B,D) of pixels (B,3,H,W)."""
         return self.tower.features(pixels, patch_size=patch_size)
 
-    def both_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def both_logits(self, pixels: Tensor, *, patch_size: int | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B,C) of the class token and of the distillation token, each for its own loss.
 
         Args:
             pixels: (B,3,H,W).
+            patch_size: as `GridTower.tokens` takes it.
 
         Raises:
             ValueError: a tower without two tokens to read.
@@ -81,12 +82,12 @@ class Classifier(nn.Module):
             raise ValueError(
                 f"pool is '{self.config.tower.pool}', expected 'cls_dist', as *_distilled_* models have"
             )
-        tokens = self.tower.forward_tokens(pixels).values
+        tokens = self.tower.forward_tokens(pixels, patch_size=patch_size).values
         return self.head(tokens[:, 0]), self.head_dist(tokens[:, 1])
 
     def forward(self, pixels: Tensor, *, patch_size: int | None = None) -> Tensor:
         """Logits (B,C) of pixels (B,3,H,W); the mean of both heads' where there are two."""
         if self.head_dist is not None:
-            one, two = self.both_logits(pixels)
+            one, two = self.both_logits(pixels, patch_size=patch_size)
             return (one + two) / 2
         return self.head(self.tower.features(pixels, patch_size=patch_size))

@@ -6,12 +6,12 @@ Source: AST (arXiv:2104.01778) section 2.1; SSAST and AudioMAE (arXiv:2207.06405
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvit.tokens.projection import computed_in, lecun_normal_
 from mmvit.types import Tokens
 
 
@@ -37,11 +37,8 @@ class SpectrogramPatches(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """LeCun normal: truncated at two deviations and corrected, so that the variance is 1/(p*p)."""
-        std = math.sqrt(1.0 / self.proj.weight[0].numel()) / 0.87962566103423978
-        nn.init.trunc_normal_(self.proj.weight, std=std, a=-2 * std, b=2 * std)
-        if self.proj.bias is not None:
-            nn.init.zeros_(self.proj.bias)
+        """LeCun normal: variance 1/(p*p), zero bias."""
+        lecun_normal_(self.proj)
 
     def forward(self, spectrograms: Tensor) -> Tokens:
         """Grid tokens (B,f*t,D): all of the lowest frequencies' patches first, each row in time order.
@@ -61,7 +58,7 @@ class SpectrogramPatches(nn.Module):
         B, T, M = spectrograms.shape
         if p > T or p > M:
             raise ValueError(f"spectrogram is {T} frames x {M} mel bands, expected at least {p} of each: pad")
-        x = spectrograms.to(self.proj.weight.dtype).transpose(1, 2)
+        x = spectrograms.to(computed_in(self.proj.weight)).transpose(1, 2)
         x = x.unfold(1, p, self.stride[0]).unfold(2, p, self.stride[1])
         f, t = x.shape[1:3]
         values = F.linear(x.reshape(B, f * t, p * p), self.proj.weight.flatten(1), self.proj.bias)

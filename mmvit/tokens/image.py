@@ -6,7 +6,6 @@ Source: ViT (arXiv:2010.11929) eq. 1. Init: big_vision (LeCun normal kernel, zer
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvit.tokens.flexi import KERNEL_RESAMPLE, resample_kernel
+from mmvit.tokens.projection import computed_in, lecun_normal_
 from mmvit.types import Tokens
 
 
@@ -54,12 +54,8 @@ class PatchEmbed(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """LeCun normal: truncated at two deviations and corrected, so that the variance is 1/(3*p*p)."""
-        fan_in = self.proj.weight[0].numel()
-        std = math.sqrt(1.0 / fan_in) / 0.87962566103423978
-        nn.init.trunc_normal_(self.proj.weight, std=std, a=-2 * std, b=2 * std)
-        if self.proj.bias is not None:
-            nn.init.zeros_(self.proj.bias)
+        """LeCun normal: variance 1/(3*p*p), zero bias."""
+        lecun_normal_(self.proj)
 
     def forward(self, pixels: Tensor, patch_size: int | None = None) -> Tokens:
         """Grid tokens (B,N,D), row-major.
@@ -84,7 +80,7 @@ class PatchEmbed(nn.Module):
         if pixels.dtype == torch.uint8:
             pixels = self.normalise(pixels)
         h, w = H // p, W // p
-        patches = pixels.to(weight.dtype).view(B, C, h, p, w, p)
+        patches = pixels.to(computed_in(weight)).view(B, C, h, p, w, p)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(B, h * w, C * p * p)
         return Tokens(F.linear(patches, weight.flatten(1), self.proj.bias), (h, w))
 

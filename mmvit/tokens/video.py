@@ -6,7 +6,6 @@ Source: ViViT (arXiv:2103.15691) section 3.2; VideoMAE (arXiv:2203.12602) sectio
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvit.tokens.image import Normalise
+from mmvit.tokens.projection import computed_in, lecun_normal_
 from mmvit.types import Tokens
 
 
@@ -46,11 +46,8 @@ class TubeletEmbed(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """LeCun normal: truncated at two deviations and corrected, so that the variance is 1/(3*t*p*p)."""
-        std = math.sqrt(1.0 / self.proj.weight[0].numel()) / 0.87962566103423978
-        nn.init.trunc_normal_(self.proj.weight, std=std, a=-2 * std, b=2 * std)
-        if self.proj.bias is not None:
-            nn.init.zeros_(self.proj.bias)
+        """LeCun normal: variance 1/(3*t*p*p), zero bias."""
+        lecun_normal_(self.proj)
 
     def forward(self, clips: Tensor) -> Tokens:
         """Grid tokens (B,N,D), time-major, then row-major.
@@ -73,6 +70,6 @@ class TubeletEmbed(nn.Module):
             clips = self.normalise(clips.transpose(1, 2)).transpose(1, 2)
         grid = tuple(side // p for side, p in zip(sides, self.patch_size, strict=True))
         (T, h, w), (t, p, q) = grid, self.patch_size
-        x = clips.to(self.proj.weight.dtype).reshape(B, C, T, t, h, p, w, q)
+        x = clips.to(computed_in(self.proj.weight)).reshape(B, C, T, t, h, p, w, q)
         x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(B, T * h * w, C * t * p * q)
         return Tokens(F.linear(x, self.proj.weight.flatten(1), self.proj.bias), grid)

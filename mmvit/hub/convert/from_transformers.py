@@ -20,9 +20,9 @@ from mmvit.hub.convert.files.read import read_weights
 from mmvit.hub.convert.heads import with_head
 from mmvit.hub.convert.keymap import Line, strip_prefix, translate
 from mmvit.hub.convert.transformers import ast, beit, convnext, mae, owl, tables, videomae
-from mmvit.hub.convert.transformers.config import core_of, image_of
+from mmvit.hub.convert.transformers.config import clip_pair_of, core_of, image_of
 from mmvit.models.config import DualEncoderConfig, ImageTowerConfig, TextTowerConfig
-from mmvit.models.normalisation import CLIP, IMAGENET
+from mmvit.models.normalisation import IMAGENET
 from mmvit.models.overrides import override
 from mmvit.models.presets import AnyConfig
 
@@ -120,19 +120,7 @@ def _bert(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
 
 
 def _clip(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
-    head = {"embed_dim": c.projection_dim, "head_bias": False}
-    core = core_of(c.vision_config, norm_first=True)
-    image = image_of(c.vision_config, core, patch_bias=False, **CLIP, **head)
-    t = c.text_config
-    # The end token sees nothing behind it, so padding needs no mask.
-    text = TextTowerConfig(
-        core=core_of(t, causal=True),
-        vocab_size=t.vocab_size,
-        context_length=t.max_position_embeddings,
-        pad_mask=False,
-        **head,
-    )
-    return DualEncoderConfig(image=image, text=text)
+    return clip_pair_of(c)
 
 
 def _siglip(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:

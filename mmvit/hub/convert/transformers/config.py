@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmvit.models.config import ImageTowerConfig
+from mmvit.models.config import DualEncoderConfig, ImageTowerConfig, TextTowerConfig
 from mmvit.models.core_config import CoreConfig
+from mmvit.models.normalisation import CLIP
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -31,6 +32,23 @@ def core_of(c: Any, **more: Any) -> CoreConfig:
         "qkv_bias": getattr(c, "qkv_bias", True),
     }
     return CoreConfig(**fields | more)
+
+
+def clip_pair_of(c: Any) -> DualEncoderConfig:
+    """CLIP's pair, which is OWL-ViT's too, of a peer's config `c`."""
+    head = {"embed_dim": c.projection_dim, "head_bias": False}
+    core = core_of(c.vision_config, norm_first=True)
+    image = image_of(c.vision_config, core, patch_bias=False, **CLIP, **head)
+    t = c.text_config
+    # The end token sees nothing behind it, so padding needs no mask.
+    text = TextTowerConfig(
+        core=core_of(t, causal=True),
+        vocab_size=t.vocab_size,
+        context_length=t.max_position_embeddings,
+        pad_mask=False,
+        **head,
+    )
+    return DualEncoderConfig(image=image, text=text)
 
 
 def activation_of(c: Any) -> Any:
