@@ -112,7 +112,7 @@ def attend(
     """Softmax attention (B,H,Q,K) of queries (B,H,Q,K) over keys and values (B,H,N,K).
 
     torch's fused kernel, except where its backward is slow: in half types on a CPU the plain form takes a
-    fifth of the time at 37 tokens and two thirds at 197 (docs/benchmarks.md).
+    fifth of the time at 37 tokens and half at 197 (docs/benchmarks.md).
 
     Args:
         q: queries.
