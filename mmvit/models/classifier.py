@@ -18,10 +18,11 @@ from mmvit.types import Encoded
 
 
 class Classifier(nn.Module):
-    """Pixels (B,3,H,W), clips or spectrograms -> logits (B,C); at the start every logit is `config.bias_init`.
+    """Pixels (B,3,H,W), clips or spectrograms -> logits (B,C); at the start all are `config.bias_init`.
 
-    State dict: `tower.*` (an `ImageTower`, `VideoTower` or `AudioTower`), `head.{weight,bias}`. Over a tower pooled by
-    "cls_dist" there is `head_dist.{weight,bias}` too: one head for each token, and the logits are their mean.
+    State dict: `tower.*` (an `ImageTower`, `VideoTower` or `AudioTower`), `head.{weight,bias}`. Over a tower
+    pooled by "cls_dist" there is `head_dist.{weight,bias}` too: one head for each token, and the logits are
+    their mean.
 
     Args:
         config: what to build.
