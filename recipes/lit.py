@@ -10,7 +10,7 @@ Source: LiT, Zhai et al. 2022 (arXiv:2111.07991); CLIP, Radford et al. 2021; Sig
 The two letters of --model.lock are image and text tower: L locked, U unlocked (both pretrained, folders),
 u from scratch (a preset's name). Lu is LiT, LU starts from a pretrained text tower, uu is CLIP.
 Reached by `scripts/quickstart.sh` (200 steps of 256, EfficientNet-Lite0 at 160 px; 1,648 classes in an unseen
-art style, top-1): LU 25.9 %, Lu 22.1 %, uu 0.4 %, chance 0.06 %.
+art style, top-1): LU 26.3 %, Lu 21.2 %, uu 0.4 %, chance 0.06 %.
 Shards whose index.json names cached embeddings (recipes/embed_shards.py) train from these.
 """
 
