@@ -12,8 +12,19 @@ from typing import Literal
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
 
+class _SameWidth:
+    """A core whose tokens come out as wide as they came in."""
+
+    width: int
+
+    @property
+    def out_width(self) -> int:
+        """Width of the tokens that come out."""
+        return self.width
+
+
 @dataclass(frozen=True, kw_only=True)
-class CoreConfig:
+class CoreConfig(_SameWidth):
     """The one transformer.
 
     Attributes:
@@ -49,14 +60,9 @@ class CoreConfig:
     norm_last: bool = True
     causal: bool = False
 
-    @property
-    def out_width(self) -> int:
-        """Width of the tokens that come out."""
-        return self.width
-
 
 @dataclass(frozen=True, kw_only=True)
-class CaitConfig:
+class CaitConfig(_SameWidth):
     """Deep blocks with talking heads on the grid tokens, then class attention (CaiT).
 
     Attributes:
@@ -77,14 +83,9 @@ class CaitConfig:
     drop_path: float = 0.0
     dropout: float = 0.0
 
-    @property
-    def out_width(self) -> int:
-        """Width of the tokens that come out."""
-        return self.width
-
 
 @dataclass(frozen=True, kw_only=True)
-class MixerConfig:
+class MixerConfig(_SameWidth):
     """MLPs across tokens and across channels in turn (MLP-Mixer).
 
     Attributes:
@@ -103,11 +104,6 @@ class MixerConfig:
     activation: Activation = "gelu"
     drop_path: float = 0.0
     dropout: float = 0.0
-
-    @property
-    def out_width(self) -> int:
-        """Width of the tokens that come out."""
-        return self.width
 
 
 @dataclass(frozen=True, kw_only=True)
