@@ -1,7 +1,7 @@
 """What no state dict says, by family of weights: constants that load silently wrong when they are guessed.
 
-One row a family. Converters that see a peer's config or modules read the constants there; this table is for
-bare files (`.npz`, `.pth`) and for those who evaluate what was converted.
+One row a family: all of them for bare files (`.npz`, `.pth`), and for models that carry a config or modules
+what those are silent about.
 Source: the code that each family was trained and evaluated with (big_vision, vision_transformer, deit, CLIP,
 SigLIP, MAE, BEiT, iBOT, DINOv2, transformers).
 """
@@ -33,8 +33,6 @@ class Family:
         normalisation: a name in `MEAN_STD`.
         position_resample: how the family's code takes its positions to another grid.
         patch_resample: how its patch kernel follows another patch size, None = it has one size.
-        interpolation: resampling of pictures in evaluation.
-        crop: side of the centre crop over the side of the resized picture in evaluation, 1 = no crop.
         head_width: width of an attention head that tells the number of heads, None = by `HEADS`.
     """
 
@@ -49,8 +47,6 @@ class Family:
     normalisation: str = "imagenet"
     position_resample: str = "bicubic"
     patch_resample: str | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    crop: float = 0.875
     head_width: int | None = None
 
     @property
@@ -109,16 +105,7 @@ _BIG_VISION: dict[str, Any] = {
     "activation": "gelu_tanh",
     "normalisation": "half",
     "position_resample": "bilinear_align_corners",
-    "interpolation": "bilinear",
 }
-_CLIP: dict[str, Any] = {
-    "norm_eps": 1e-5,
-    "norm_first": True,
-    "normalisation": "clip",
-    "position_resample": "bicubic_antialias",
-    "crop": 1.0,
-}
-
 FAMILIES: dict[str, Family] = {
     # jax files
     "big_vision": Family(**_BIG_VISION, class_position=False),
@@ -127,21 +114,16 @@ FAMILIES: dict[str, Family] = {
         **_BIG_VISION | {"position_resample": "bilinear_antialias"},
         patch_resample="pi",
         class_position=False,
-        crop=0.95,
     ),
     "mixer": Family(**_BIG_VISION, pool="mean", class_token=False),
-    "lit": Family(**_BIG_VISION, crop=1.0),
-    "siglip": Family(**_BIG_VISION, pool="map", class_token=False, crop=1.0),
-    "siglip2": Family(**_BIG_VISION, pool="map", class_token=False, crop=1.0),
-    # pairs of towers
-    "clip": Family(**_CLIP),
-    "clip_openai": Family(**_CLIP, activation="quick_gelu"),
+    "lit": Family(**_BIG_VISION),
+    "siglip": Family(**_BIG_VISION, pool="map", class_token=False),
+    "siglip2": Family(**_BIG_VISION, pool="map", class_token=False),
     # supervised
     "deit": Family(),
     "deit_distilled": Family(pool="cls_dist"),
-    "deit3": Family(class_position=False, crop=1.0),
-    "cait": Family(class_position=False, crop=1.0, head_width=48),
-    "cct": Family(norm_eps=1e-5, class_token=False),
+    "deit3": Family(class_position=False),
+    "cait": Family(class_position=False, head_width=48),
     "torchvision_vit": Family(),
     # self-supervised
     "mae": Family(),
@@ -153,9 +135,9 @@ FAMILIES: dict[str, Family] = {
     # transformers, where a model's config is silent
     "transformers_vit": Family(norm_eps=1e-12, normalisation="half"),
     "transformers_deit": Family(norm_eps=1e-12),
-    "transformers_clip": Family(**_CLIP | {"position_resample": "bicubic"}, activation="quick_gelu"),
+    "transformers_clip": Family(norm_eps=1e-5, norm_first=True, normalisation="clip"),
     "transformers_siglip": Family(
-        activation="gelu_tanh", normalisation="half", pool="map", class_token=False, crop=1.0
+        activation="gelu_tanh", normalisation="half", pool="map", class_token=False
     ),
     "bert": Family(norm="post", norm_eps=1e-12, norm_first=True, norm_last=False),
 }

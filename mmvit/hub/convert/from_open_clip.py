@@ -151,9 +151,8 @@ def _timm_image(visual: Any) -> ImageTowerConfig:
     fields: dict[str, Any] = {"embed_dim": None}
     if isinstance(linear, nn.Linear):
         fields = {"embed_dim": linear.out_features, "head_bias": linear.bias is not None}
-    if getattr(
-        visual, "image_mean", None
-    ):  # timm knows what its own trunk was trained on, open_clip may know better
+    # timm knows what its own trunk was trained on, open_clip may know better.
+    if getattr(visual, "image_mean", None):
         fields |= _normalisation(visual)
     return override(timm_config(visual.trunk), fields)
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from mmvit.errors import need
 from mmvit.hub.convert.activations import activation_name
 from mmvit.hub.convert.assemble import assemble
+from mmvit.hub.convert.families import family_of
 from mmvit.hub.convert.heads import with_head
 from mmvit.hub.convert.keymap import Line, blocks, translate
 from mmvit.hub.convert.torchvision import mvit
 from mmvit.models.config import CoreConfig, ImageTowerConfig
-from mmvit.models.normalisation import IMAGENET
 from mmvit.models.overrides import override
 
 _VIT: list[Line] = [
@@ -83,6 +83,6 @@ def _read(model: Any) -> tuple[ImageTowerConfig, list[Line], dict[str, Tensor]]:
         core=core,
         image_size=(model.image_size, model.image_size),
         patch_size=model.patch_size,
-        **IMAGENET,
+        **family_of("torchvision_vit").mean_std,
     )
     return config, _VIT, {n.replace("heads.head.", "head."): v for n, v in model.state_dict().items()}

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from mmvit.errors import nearest, need
 from mmvit.hub.convert.assemble import assemble
+from mmvit.hub.convert.families import family_of
 from mmvit.hub.convert.files.read import read_weights
 from mmvit.hub.convert.heads import with_head
 from mmvit.hub.convert.keymap import Line, strip_prefix, translate
 from mmvit.hub.convert.transformers import ast, beit, convnext, mae, owl, tables, videomae
 from mmvit.hub.convert.transformers.config import clip_pair_of, core_of, image_of
 from mmvit.models.config import DualEncoderConfig, ImageTowerConfig, TextTowerConfig
-from mmvit.models.normalisation import IMAGENET
 from mmvit.models.overrides import override
 from mmvit.models.presets import AnyConfig
 
@@ -90,13 +90,13 @@ def _as_fed(config: Any, file: Path) -> Any:
 
 
 def _vit(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
-    return image_of(c, core_of(c))
+    return image_of(c, core_of(c), **family_of("transformers_vit").mean_std)
 
 
 def _deit(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
     # All of them have the distillation token; the classifier of the plain class reads the class token alone.
     pool = "cls" if "classifier.weight" in state else "cls_dist"
-    return image_of(c, core_of(c), distill_token=True, pool=pool, **IMAGENET)
+    return image_of(c, core_of(c), distill_token=True, pool=pool, **family_of("transformers_deit").mean_std)
 
 
 def _dinov2(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
@@ -106,14 +106,15 @@ def _dinov2(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
         core_of(c, layer_scale=c.layerscale_value),
         registers=registers,
         position_resample="bicubic_antialias" if registers else "bicubic",
-        **IMAGENET,
+        **family_of("dinov2").mean_std,
     )
 
 
 def _bert(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
     if getattr(c, "position_embedding_type", None) not in (None, "absolute") or c.is_decoder:
         raise ValueError("only BERT encoders with absolute positions can be converted")
-    core = core_of(c, norm="post", norm_first=True, norm_last=False)
+    row = family_of("bert")
+    core = core_of(c, norm=row.norm, norm_first=row.norm_first, norm_last=row.norm_last)
     return TextTowerConfig(
         core=core, vocab_size=c.vocab_size, context_length=c.max_position_embeddings, pool="cls"
     )
@@ -124,7 +125,13 @@ def _clip(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
 
 
 def _siglip(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
-    image = image_of(c.vision_config, core_of(c.vision_config), class_token=False, pool="map")
+    image = image_of(
+        c.vision_config,
+        core_of(c.vision_config),
+        class_token=False,
+        pool="map",
+        **family_of("transformers_siglip").mean_std,
+    )
     t = c.text_config
     text = TextTowerConfig(
         core=core_of(t),

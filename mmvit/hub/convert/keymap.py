@@ -96,18 +96,18 @@ def translate(
     Raises:
         ValueError: a source tensor that no line covers, or a target with a missing part.
     """
-    compiled = [(_pattern(line[0]), line) for line in table]
+    compiled = [(pattern(line[0]), line) for line in table]
     parts: dict[str, dict[int, Tensor]] = {}
     report, unexpected = Report(), []
     for name, value in state.items():
-        found = [(match, line) for pattern, line in compiled if (match := pattern.fullmatch(name))]
+        found = [(match, line) for expression, line in compiled if (match := expression.fullmatch(name))]
         if not found:
             unexpected.append(name)
         for match, line in found:
             if line[1].startswith(LEFT_OUT):
                 report.left_out[name] = line[1].removeprefix(LEFT_OUT)
                 continue
-            target, part = _fill(line[1], match)
+            target, part = filled(line[1], match)
             if part in parts.setdefault(target, {}):
                 raise ValueError(f"{source}: two tensors claim '{target}', the second is '{name}'")
             parts[target][part] = line[2](value) if len(line) == 3 else value
@@ -166,12 +166,14 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def _pattern(source: str) -> re.Pattern[str]:
+def pattern(source: str) -> re.Pattern[str]:
+    """What a name of a table matches: `{i}` a number, a final `*` the rest."""
     text = re.escape(source).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", r"(?P<rest>.+)")
     return re.compile(text)
 
 
-def _fill(target: str, match: re.Match[str]) -> tuple[str, int]:
+def filled(target: str, match: re.Match[str]) -> tuple[str, int]:
+    """The other name of a line with what `pattern` found put in, and its part of a joined tensor."""
     name, _, part = target.partition("#")
     for key, value in match.groupdict().items():
         name = name.replace("{i}" if key == "i" else "*", value)

@@ -28,6 +28,7 @@ from mmvit.hub.export.untranslate import untranslate
 from mmvit.hub.fingerprint import portable
 from mmvit.hub.whole import whole_folder
 from mmvit.models.config import ClassifierConfig, DualEncoderConfig
+from mmvit.models.peers.transformers import quiet
 
 log = logging.getLogger(__name__)
 
@@ -134,16 +135,8 @@ def _check_names(name: str, folder: Path) -> None:
 
 def read_quietly(cls: Any, folder: Path, **arguments: Any) -> Any:
     """`cls.from_pretrained(folder)` without network, progress bars and tables of names."""
-    logging_ = need("transformers").logging
-    level, bars = logging_.get_verbosity(), logging_.is_progress_bar_enabled()
-    logging_.set_verbosity_error()
-    logging_.disable_progress_bar()
-    try:
+    with quiet(need("transformers")):
         return cls.from_pretrained(str(folder), local_files_only=True, **arguments)
-    finally:
-        logging_.set_verbosity(level)
-        if bars:
-            logging_.enable_progress_bar()
 
 
 def _check_replaceable(path: Path) -> None:

@@ -6,7 +6,6 @@ files before the spelling in memory.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, cat
@@ -38,14 +37,18 @@ def untranslate(state: Mapping[str, Tensor], table: Sequence[Line], *, target: s
         ValueError: a tensor of ours that no line reaches, two that claim one name, or a change that cannot
             be undone.
     """
-    lines = [(_pattern(line[1]), line) for line in table if not line[1].startswith(LEFT_OUT)]
+    lines = [
+        (keymap.pattern(line[1].partition("#")[0]), line)
+        for line in table
+        if not line[1].startswith(LEFT_OUT)
+    ]
     found: dict[str, list[tuple[int, Tensor]]] = {}
     for name, value in state.items():
         wanted: dict[int, tuple[int, str, Line]] = {}  # part -> number of the line, peer's name, line
         for number, (pattern, line) in enumerate(lines):
             if match := pattern.fullmatch(name):
                 part = int(line[1].partition("#")[2] or 0)
-                wanted.setdefault(part, (number, _fill(line[0], match), line))
+                wanted.setdefault(part, (number, keymap.filled(line[0], match)[0], line))
         if not wanted:
             raise ValueError(f"{target} has no place for our tensor '{name}'")
         pieces = value.chunk(len(wanted)) if value.ndim else (value,)
@@ -58,17 +61,6 @@ def untranslate(state: Mapping[str, Tensor], table: Sequence[Line], *, target: s
                 raise ValueError(f"{target}: two of our tensors claim '{theirs}', the second is '{name}'")
             found.setdefault(theirs, []).append((number, _UNDO[line[2]](rows) if len(line) == 3 else rows))
     return {theirs: _join(pieces) for theirs, pieces in found.items()}
-
-
-def _pattern(target: str) -> re.Pattern[str]:
-    text = re.escape(target.partition("#")[0])
-    return re.compile(text.replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", r"(?P<rest>.+)"))
-
-
-def _fill(source: str, match: re.Match[str]) -> str:
-    for key, value in match.groupdict().items():
-        source = source.replace("{i}" if key == "i" else "*", value)
-    return source
 
 
 def _join(pieces: list[tuple[int, Tensor]]) -> Tensor:

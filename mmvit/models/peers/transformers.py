@@ -43,7 +43,7 @@ def read(source: str, arguments: dict[str, Any], image_size: tuple[int, int] | N
     where = str(folder) if folder is not None else source
     if folder is not None and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"'{folder}' has no config.json: expected a folder saved by transformers")
-    with _quiet(transformers):
+    with quiet(transformers):
         whole, found = transformers.AutoModel.from_pretrained(
             where,
             output_loading_info=True,
@@ -100,7 +100,7 @@ def features(module: Any, pixels: Tensor) -> Tensor:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Without progress bars and tables of names: what they tell is checked by the caller."""
     level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()

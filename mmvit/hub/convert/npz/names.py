@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from mmvit.hub.convert.keymap import LEFT_OUT, Line, blocks, scalar, transpose
+from mmvit.hub.convert.heads import NO_HEAD
+from mmvit.hub.convert.keymap import Line, blocks, scalar, transpose
 
 # Modules that older files number through within a block (LayerNorm_0, ...Attention_1, LayerNorm_2,
 # MlpBlock_3) and newer ones class by class.
@@ -91,12 +92,10 @@ _MAP: list[Line] = [
     *_MLP,
 ]
 _POOLS: list[Line] = [*blocks("MAPHead_0/", "pool.", _MAP), *blocks("", "pool.", _MAP)]
-_HEAD = linear("head", "head")
 _PATCHES: list[Line] = [
     ("embedding/kernel", "patch_embed.proj.weight", convolution),
     ("embedding/bias", "patch_embed.proj.bias", flat),
 ]
-_DROPPED = LEFT_OUT + "the classifier; the tower ends in features"
 
 
 def _encoder(source: str) -> list[Line]:
@@ -143,8 +142,8 @@ MIXER: list[Line] = [
     *norm("Mixer/encoder_norm", "core.norm"),
 ]
 SCALARS: list[Line] = [("t", "logit_scale", scalar), ("b", "logit_bias", scalar)]
-HEAD: list[Line] = _HEAD
-WITHOUT_HEAD: list[Line] = [("head/*", _DROPPED), ("pre_logits/*", _DROPPED)]
+HEAD: list[Line] = linear("head", "head")
+WITHOUT_HEAD: list[Line] = [("head/*", NO_HEAD), ("pre_logits/*", NO_HEAD)]
 
 
 def modern(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:

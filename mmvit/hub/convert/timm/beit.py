@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmvit.errors import need
 from mmvit.hub.convert.activations import activation_name
 from mmvit.hub.convert.keymap import LEFT_OUT, Line, blocks
+from mmvit.hub.convert.timm.pixels import pixels_of
 from mmvit.models.config import ImageTowerConfig
 from mmvit.models.core_config import CoreConfig
 
@@ -66,7 +66,6 @@ def read(model: Any) -> tuple[ImageTowerConfig, list[Line], dict[str, Tensor]]:
         )
     if own and model.rel_pos_bias is not None:
         raise ValueError("cannot convert a Beit with relative positions per block and shared ones at once")
-    data = need("timm").data.resolve_model_data_config(model)
     core = CoreConfig(
         width=model.embed_dim,
         depth=len(model.blocks),
@@ -87,7 +86,6 @@ def read(model: Any) -> tuple[ImageTowerConfig, list[Line], dict[str, Tensor]]:
         patch_size=model.patch_embed.patch_size[0],
         position="none" if model.pos_embed is None else "learned",
         pool=pools[model.global_pool, normed],  # type: ignore[arg-type]
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        **pixels_of(model),
     )
     return config, BEIT, model.state_dict()

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mmvit.errors import need
 from mmvit.hub.convert.activations import activation_name
 from mmvit.hub.convert.keymap import Line, blocks
+from mmvit.hub.convert.timm.pixels import pixels_of
 from mmvit.models.config import ImageTowerConfig
 from mmvit.models.core_config import CaitConfig
 
@@ -48,7 +48,6 @@ def read(model: Any) -> tuple[ImageTowerConfig, list[Line], dict[str, Tensor]]:
     block, last = model.blocks[0], model.blocks_token_only[0]
     if last.mlp.fc1.out_features != block.mlp.fc1.out_features:
         raise ValueError("cannot convert a Cait whose class-attention blocks have MLPs of another width")
-    data = need("timm").data.resolve_model_data_config(model)
     core = CaitConfig(
         width=model.embed_dim,
         depth=len(model.blocks),
@@ -67,7 +66,6 @@ def read(model: Any) -> tuple[ImageTowerConfig, list[Line], dict[str, Tensor]]:
         position_std=0.02,
         position_resample="bicubic",
         pool=_POOLS[model.global_pool],  # type: ignore[arg-type]
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        **pixels_of(model),
     )
     return config, CAIT, model.state_dict()

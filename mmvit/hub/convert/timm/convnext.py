@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmvit.errors import need
 from mmvit.hub.convert.activations import activation_name
 from mmvit.hub.convert.keymap import Line, blocks
+from mmvit.hub.convert.timm.pixels import pixels_of, size_of
 from mmvit.models.config import ImageTowerConfig
 from mmvit.models.core_config import ConvNextConfig
 
@@ -77,7 +77,6 @@ def _config(model: Any) -> ImageTowerConfig:
             "cannot convert this timm ConvNeXt: expected a convnextv2_* (response normalisation, no layer "
             "scale, patches as stem, pooling before the last norm); lock it as 'timm:NAME' instead"
         )
-    data = need("timm").data.resolve_model_data_config(model)
     core = ConvNextConfig(
         widths=tuple(stage.blocks[0].conv_dw.out_channels for stage in model.stages),
         depths=tuple(len(stage.blocks) for stage in model.stages),
@@ -87,13 +86,12 @@ def _config(model: Any) -> ImageTowerConfig:
     )
     return ImageTowerConfig(
         core=core,
-        image_size=tuple(data["input_size"][1:]),
+        image_size=size_of(model),
         patch_size=patch.stride[0],
         patch_bias=patch.bias is not None,
         class_token=False,
         class_position=False,
         position="none",
         pool="mean_norm",
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        **pixels_of(model),
     )

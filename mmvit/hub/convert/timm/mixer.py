@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmvit.errors import need
 from mmvit.hub.convert.activations import activation_name
 from mmvit.hub.convert.keymap import Line
+from mmvit.hub.convert.timm.pixels import pixels_of
 from mmvit.models.config import ImageTowerConfig
 from mmvit.models.core_config import MixerConfig
 
@@ -39,7 +40,6 @@ def read(model: Any) -> tuple[ImageTowerConfig, list[Line], dict[str, Tensor]]:
             f"cannot convert timm's MlpMixer with {type(block).__name__}, {type(block.norm1).__name__} and "
             f"pooling '{model.global_pool}': expected a plain mixer_*; lock it as 'timm:NAME' instead"
         )
-    data = timm.data.resolve_model_data_config(model)
     core = MixerConfig(
         width=model.embed_dim,
         depth=len(model.blocks),
@@ -57,7 +57,6 @@ def read(model: Any) -> tuple[ImageTowerConfig, list[Line], dict[str, Tensor]]:
         class_position=False,
         position="none",
         pool="mean",
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        **pixels_of(model),
     )
     return config, MIXER, model.state_dict()

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmvit.errors import need
 from mmvit.hub.convert.activations import activation_name
 from mmvit.hub.convert.keymap import Line, blocks
+from mmvit.hub.convert.timm.pixels import pixels_of
 from mmvit.models.config import ConvStemConfig, ImageTowerConfig
 from mmvit.models.core_config import MvitConfig
 
@@ -96,7 +96,6 @@ def _config(model: Any) -> ImageTowerConfig:
         activation=activation_name(model.stages[0].blocks[0].mlp.act),
     )
     check_strides(core, [(a.pool_q.stride, a.pool_k.stride) for a in attention], "timm's MultiScaleVit")
-    data = need("timm").data.resolve_model_data_config(model)
     return ImageTowerConfig(
         core=core,
         image_size=(side * proj.stride[0], side * proj.stride[1]),
@@ -106,8 +105,7 @@ def _config(model: Any) -> ImageTowerConfig:
         class_position=False,
         position="none",
         pool="cls" if model.global_pool == "token" else "mean",
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        **pixels_of(model),
     )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmvit.errors import need
 from mmvit.hub.convert.activations import activation_name
 from mmvit.hub.convert.keymap import Line
+from mmvit.hub.convert.timm.pixels import pixels_of
 from mmvit.models.config import ImageTowerConfig
 from mmvit.models.core_config import CoreConfig
 
@@ -75,7 +75,6 @@ def timm_config(model: Any) -> ImageTowerConfig:
     flexible = str((getattr(model, "pretrained_cfg", None) or {}).get("architecture", "")).startswith(
         "flexivit"
     )
-    data = need("timm").data.resolve_model_data_config(model)
     core = CoreConfig(
         width=model.embed_dim,
         depth=len(model.blocks),
@@ -100,6 +99,5 @@ def timm_config(model: Any) -> ImageTowerConfig:
         registers=model.num_reg_tokens,
         position_resample="bilinear_antialias" if flexible else "bicubic_antialias",
         pool="cls_dist" if distilled else pool,  # type: ignore[arg-type]
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
+        **pixels_of(model),
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmvit.hub.convert.families import family_of
 from mmvit.models.config import DualEncoderConfig, ImageTowerConfig, TextTowerConfig
 from mmvit.models.core_config import CoreConfig
-from mmvit.models.normalisation import CLIP
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -38,7 +38,9 @@ def clip_pair_of(c: Any) -> DualEncoderConfig:
     """CLIP's pair, which is OWL-ViT's too, of a peer's config `c`."""
     head = {"embed_dim": c.projection_dim, "head_bias": False}
     core = core_of(c.vision_config, norm_first=True)
-    image = image_of(c.vision_config, core, patch_bias=False, **CLIP, **head)
+    image = image_of(
+        c.vision_config, core, patch_bias=False, **family_of("transformers_clip").mean_std, **head
+    )
     t = c.text_config
     # The end token sees nothing behind it, so padding needs no mask.
     text = TextTowerConfig(
