@@ -61,7 +61,7 @@ def examples(config: Config, runs: list[RunFolder]) -> tuple[str, str]:
     found, named = [], []
     thumbnails = {urls: gallery.Thumbnails(urls) for urls in config.data}
     for run in runs:
-        if not run.model.is_dir():
+        if run.kind != "dual_encoder":
             continue
         pair = open_pair(str(run.model), config.device)
         tower = fingerprint(bare(pair.model.image), pair.preprocess)
@@ -129,6 +129,7 @@ def build(config: Config) -> tuple[str, str]:
         ("Comparison", page.comparison(table)),
         ("Captions and the pictures they find", _explained(FOUND, found)),
         ("Pictures and the names they get", _explained(NAMED, named)),
+        ("Scenes and what is found in them", _explained(SCENES, page.sheets(runs))),
         ("Curves", page.curves(runs)),
         ("Data", page.table(*facts.by_package(splits)) if splits else ""),
         ("Time", page.timing(_timing(config.timing))),
@@ -146,6 +147,11 @@ FOUND = (
 NAMED = (
     "The five likeliest of all the labels of the split; the model saw no example of this sorting task. Bars"
     " show the probability; the longest one has full width."
+)
+
+SCENES = (
+    "Scenes of the test splits, chosen by a hash of their keys: true boxes dashed with their names below, "
+    "found boxes drawn with the name and its score."
 )
 
 

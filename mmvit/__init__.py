@@ -13,12 +13,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from mmvit import hub, losses
     from mmvit.api import Embedder, Prediction, ZeroShotClassifier, load
+    from mmvit.detector import Detector, QueryBank
     from mmvit.models.presets import create_model, list_models
     from mmvit.search import SearchIndex
 
 _HOMES = {
+    "Detector": "mmvit.detector",
     "Embedder": "mmvit.api",
     "Prediction": "mmvit.api",
+    "QueryBank": "mmvit.detector",
     "ZeroShotClassifier": "mmvit.api",
     "load": "mmvit.api",
     "create_model": "mmvit.models.presets",
@@ -29,8 +32,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "Detector",
     "Embedder",
     "Prediction",
+    "QueryBank",
     "SearchIndex",
     "ZeroShotClassifier",
     "create_model",

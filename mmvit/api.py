@@ -28,7 +28,12 @@ from mmvit.hub.folder import save as save_folder
 
 log = logging.getLogger(__name__)
 
-_MODALITIES = {"dual_encoder": ("image", "text"), "image_tower": ("image",), "text_tower": ("text",)}
+_MODALITIES = {
+    "dual_encoder": ("image", "text"),
+    "detector": ("text",),
+    "image_tower": ("image",),
+    "text_tower": ("text",),
+}
 
 
 def load(
@@ -57,6 +62,8 @@ def load(
 
 class Embedder:
     """One object that owns weights, preprocessing, tokenizer and temperature.
+
+    Of a detector it embeds texts; pictures go to `mmvit.Detector`, which takes this object.
 
     Args:
         loaded: what `hub.load` read.
@@ -114,7 +121,7 @@ class Embedder:
         modality = self._modality(given)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-        inputs = _as_list(modality, given[modality])
+        inputs = as_list(modality, given[modality])
         embed = self._embed_texts
         if patch_size is not None:
             self._check_patch_size(patch_size, modality)
@@ -166,6 +173,8 @@ class Embedder:
         if len(given) != 1:
             raise ValueError(f"encode takes exactly one of {valid}, got {', '.join(given) or 'none'}")
         (name,) = given
+        if name == "image" and self.config["kind"] == "detector":
+            raise ValueError("a detector gives boxes, no embedding of a picture: use mmvit.Detector(model)")
         if name not in self.modalities:
             raise ValueError(f"this model does not embed '{name}': {nearest(name, self.modalities)}")
         return name
@@ -194,7 +203,7 @@ class Embedder:
             )
 
     def _embed_images(self, pictures: Sequence[Any], start: int, patch_size: int | None = None) -> Tensor:
-        read = _ReadPicture(self.preprocess, start)
+        read = ReadPicture(self.preprocess, start)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             pixels = torch.stack(list(pool.map(read, range(len(pictures)), pictures)))
         tower = self.model.image if self.config["kind"] == "dual_encoder" else self.model
@@ -211,7 +220,7 @@ class Embedder:
         if tokens.truncated:
             limit = self.tokenizer.context_length
             log.warning("%d of %d texts were cut to %d tokens", tokens.truncated, len(texts), limit)
-        tower = self.model.text if self.config["kind"] == "dual_encoder" else self.model
+        tower = self.model if self.config["kind"] == "text_tower" else self.model.text
         if tower.config.pool != "last" and (tower.config.pad_mask or tower.config.core.causal):
             tokens = tokens.trim()  # nothing looks at the padding, so it need not be computed
         with self._autocast():
@@ -335,25 +344,37 @@ class ZeroShotClassifier:
         return class_embeddings(encode, classes, self.templates)
 
 
-class _ReadPicture:
-    """Preprocesses picture number i, and says which one it was when that fails."""
+class ReadPicture:
+    """Preprocesses picture number i, and says which one it was when that fails.
 
-    def __init__(self, preprocess: Callable[[Any], Tensor] | None, start: int) -> None:
+    Args:
+        preprocess: a picture in any form -> what is wanted of it.
+        start: number of the first picture.
+        what: what messages call a picture.
+    """
+
+    def __init__(self, preprocess: Callable[[Any], Any] | None, start: int, what: str = "image") -> None:
         assert preprocess is not None
-        self.preprocess, self.start = preprocess, start
+        self.preprocess, self.start, self.what = preprocess, start, what
 
-    def __call__(self, i: int, picture: Any) -> Tensor:
+    def __call__(self, i: int, picture: Any) -> Any:
+        """What `preprocess` makes of picture start + i.
+
+        Raises:
+            FileNotFoundError: a path that is not there.
+            ValueError: a picture that cannot be read.
+        """
         if isinstance(picture, str | os.PathLike) and not Path(picture).is_file():
-            raise FileNotFoundError(f"image {self.start + i}: no file '{os.fspath(picture)}'")
+            raise FileNotFoundError(f"{self.what} {self.start + i}: no file '{os.fspath(picture)}'")
         try:
             return self.preprocess(picture)
         except (BadSample, UserError) as error:
             where = f" '{os.fspath(picture)}'" if isinstance(picture, str | os.PathLike) else ""
-            raise ValueError(f"image {self.start + i}{where}: {error}") from None
+            raise ValueError(f"{self.what} {self.start + i}{where}: {error}") from None
 
 
-def _as_list(modality: str, value: Any) -> Sequence[Any]:
-    """The inputs as a sequence; a single one becomes a list of one."""
+def as_list(modality: str, value: Any) -> Sequence[Any]:
+    """The inputs of a modality as a sequence; a single one becomes a list of one."""
     single = (
         isinstance(value, str | bytes | os.PathLike) or hasattr(value, "resize") and hasattr(value, "mode")
     )

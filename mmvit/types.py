@@ -52,6 +52,14 @@ class Batch:
         image_embedding: (B,D) float32 cached pre-head image features.
         text: (B,L) int64 token ids.
         text_mask: (B,L) bool, True = real token.
+        queries: (B,Q,L) int64 token ids of each picture's own queries, padded to Q.
+        queries_mask: (B,Q,L) bool, True = real token.
+        query_mask: (B,Q) bool, True = real query.
+        boxes: (B,M,4) float32 xyxy, fractions 0..1 of the picture tensor's width and height, padded to M.
+        box_mask: (B,M) bool, True = real box.
+        box_labels: (B,M,Q) bool, which of its picture's queries a box answers (one or more).
+        regions: (B,R,4) float32 xyxy fractions of the tensor that pictures cover; the rest is padding. Rows
+            of zeros are none.
         captions: the B chosen captions, for logs and reports.
         group: (B,) int64; equal values mark samples that show the same thing.
         meta: B dictionaries, the samples' JSON.
@@ -67,6 +75,13 @@ class Batch:
     audio: Tensor | None = None
     text: Tensor | None = None
     text_mask: Tensor | None = None
+    queries: Tensor | None = None
+    queries_mask: Tensor | None = None
+    query_mask: Tensor | None = None
+    boxes: Tensor | None = None
+    box_mask: Tensor | None = None
+    box_labels: Tensor | None = None
+    regions: Tensor | None = None
     captions: list[str] | None = None
     group: Tensor | None = None
     meta: list[dict[str, Any]] | None = None
@@ -146,6 +161,45 @@ class Boxes:
     values: Tensor
     format: Literal["xyxy", "cxcywh"]
     frame: tuple[int, int] | None
+
+
+@dataclass(slots=True)
+class Candidates:
+    """What a detector knows of B pictures before anything is asked: one candidate object per grid token.
+
+    Attributes:
+        embeddings: (B,N,E) class embeddings, not normalised.
+        shift, scale: (B,N) float32, of the logits at a token, for all queries alike; scale > 0.
+        boxes: (B,N,4) float32 cxcywh, fractions 0..1 of the picture tensor's width and height.
+        grid: (h,w) of the N = h*w tokens, row-major.
+        objectness: (B,N) float32 logits, None without that head.
+        mask: (B,N) bool, True = the token sees some of the picture, None = all do.
+    """
+
+    embeddings: Tensor
+    shift: Tensor
+    scale: Tensor
+    boxes: Tensor
+    grid: tuple[int, int]
+    objectness: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Located:
+    """Every query at every candidate: what a detector's forward returns and its loss reads.
+
+    Attributes:
+        logits: (B,N,Q) float32, independent binary decisions; missing queries and padding have -1e6.
+        boxes: (B,N,4) float32 cxcywh, as in `Candidates`.
+        objectness: (B,N) float32 logits, None without that head.
+        candidates: what the logits came from.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    objectness: Tensor | None
+    candidates: Candidates
 
 
 @dataclass(slots=True)

@@ -24,12 +24,12 @@ from mmvit.data.cache import Cache, read_cache, read_mean
 from mmvit.data.image import ImageAugment, ImagePreprocess
 from mmvit.data.loader import DataConfig, Loader, make_loader
 from mmvit.data.text import Tokenizer
-from mmvit.errors import UserError, one_line, refusal
+from mmvit.errors import UserError, one_line
 from mmvit.evaluators.image_text import embed_pictures, retrieval, zero_shot
 from mmvit.hub.fingerprint import fingerprint
-from mmvit.hub.folder import is_whole, read_config, save
 from mmvit.hub.pick import pick_image_tower, pick_text_tower
-from mmvit.models.lit import DualEncoder, build_dual_encoder
+from mmvit.hub.result import trained_for, write_result
+from mmvit.models.lit import DualEncoder
 from mmvit.models.towers import bare, join
 from mmvit.options import parse
 from mmvit.tasks.contrastive import ContrastiveTask
@@ -265,18 +265,12 @@ def evaluate(config: Config, parts: Parts, run: Run, engine: Engine) -> dict[str
     return {f"eval/{name}": metrics[name] for name in wanted if name in metrics}
 
 
-def finished(out: Path, steps: int) -> bool:
-    """Whether all steps are taken and in OUT/model, where a shorter run may have left its model."""
-    if newest_step(out) < steps or not is_whole(out / "model"):
-        return False
-    return (read_config(out / "model").get("card") or {}).get("steps", steps) >= steps
-
-
 def main(config: Config) -> None:
     """One run from options to OUT/model."""
     out = Path(config.out)
-    if config.resume == "auto" and finished(out, config.train.steps):
-        print(f"{out} is finished: {config.train.steps} steps, the model is in {out / 'model'}")
+    steps = config.train.steps
+    if config.resume == "auto" and newest_step(out) >= steps and trained_for(out / "model", steps):
+        print(f"{out} is finished: {steps} steps, the model is in {out / 'model'}")
         return
     if not config.data.train:
         raise UserError("--data.train is missing: a shard pattern in quotes, or a folder of shards")
@@ -345,14 +339,14 @@ def finish(config: Config, parts: Parts, run: Run, engine: Engine) -> None:
         }
         towers = [spec for spec in (config.model.image, config.model.text) if Path(spec).is_dir()]
         card = {**facts, "batch_size": config.train.batch_size, "base_models": [Path(t).name for t in towers]}
-        pair = build_dual_encoder(parts.pair.config)
-        pair.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
-        try:
-            save(pair, run.out / "model", preprocess=parts.preprocess, tokenizer=parts.tokenizer, card=card)
-        except FileExistsError as error:
-            raise UserError(f"{error}, or move it away: the same command goes on") from None
-        except OSError as error:
-            raise UserError(f"could not write the model {run.out / 'model'}: {refusal(error)}") from None
+        write_result(
+            parts.pair,
+            weights,
+            run.out / "model",
+            preprocess=parts.preprocess,
+            tokenizer=parts.tokenizer,
+            card=card,
+        )
         run.log.line(f"done: the model is in {run.out / 'model'}")
     run.accelerator.wait_for_everyone()
 

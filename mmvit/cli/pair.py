@@ -71,7 +71,7 @@ def open_pair(folder: str, device: str = "auto") -> Pair:
         raise UserError(f"'{folder}' holds a {kind}: this needs a dual_encoder (image and text tower)")
     assert loaded.preprocess is not None
     assert loaded.tokenizer is not None
-    rank, world_size = _join()
+    rank, world_size = join_processes()
     return Pair(
         folder,
         loaded.model.to(where).eval(),
@@ -211,8 +211,8 @@ def find_device(device: str) -> torch.device:
     return found
 
 
-def _join() -> tuple[int, int]:
-    """(rank, processes); the results that travel are on the CPU, so gloo serves every device."""
+def join_processes() -> tuple[int, int]:
+    """(rank, processes), after joining the others; what travels is on the CPU: gloo serves every device."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -24,7 +25,7 @@ from mmvit.data.tokenizer import Tokenizer
 from mmvit.errors import UserError
 from mmvit.types import Batch, Sample
 
-_TRIES = 100
+TRIES = 100
 
 
 @dataclass(slots=True)
@@ -45,8 +46,13 @@ class Packet:
     failure: str | None = None
 
 
+def unusable(skipped: Mapping[str, int]) -> int:
+    """How many samples are bad by their counts; "box-…" is about one box of a sample that is used."""
+    return sum(count for reason, count in skipped.items() if not reason.startswith("box-"))
+
+
 class Skips:
-    """Counts the bad samples of one batch."""
+    """Counts the bad samples of one batch, and the bad boxes of good ones."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -129,7 +135,7 @@ class Draws:
         """
         number, i = self.locate(position)
         source = self.sources[number]
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             rng = random.Random(f"{self.seed}:{number}:{position}:{attempt}")
             if attempt:
                 i = rng.randrange(source.index.samples)
@@ -137,7 +143,7 @@ class Draws:
             if sample is not None:
                 return sample
         seen = "; ".join(skips.examples.values())
-        raise UserError(f"{_TRIES} samples of {source.name} in a row cannot be used: {seen}")
+        raise UserError(f"{TRIES} samples of {source.name} in a row cannot be used: {seen}")
 
 
 class TrainBatches(Dataset[Packet]):
@@ -175,9 +181,13 @@ class TrainBatches(Dataset[Packet]):
         skips = Skips()
         try:
             samples = [self.draws.sample(first + j, skips) for j in range(self.local)]
-            return pack(samples, skips, position, self.tokenizer, self.pad_to)
+            return self.pack(samples, skips, position)
         except UserError as error:  # a worker's exception would come back as a traceback
             return Packet(failure=str(error))
+
+    def pack(self, samples: Sequence[Any], skips: Skips, position: int) -> Packet:
+        """What leaves the worker; other kinds of samples are packed otherwise."""
+        return pack(samples, skips, position, self.tokenizer, self.pad_to)
 
 
 class EvalBatches(Dataset[Packet]):
@@ -220,14 +230,22 @@ class EvalBatches(Dataset[Packet]):
             for i in range(begin, min(begin + self.batch_size, self.stop)):
                 number = int(np.searchsorted(self._ends, i, side="right"))
                 inner = i - (int(self._ends[number - 1]) if number else 0)
-                sample = self.sources[number].load(inner, self.decoder, random.Random(i), skips)
+                sample = self.load(self.sources[number], inner, random.Random(i), skips)
                 if sample is not None:
                     if "meta" in self.decoder.fields:
                         sample.meta = {**sample.meta, "__index__": i}
                     samples.append(sample)
-            return pack(samples, skips, begin, self.tokenizer, self.pad_to)
+            return self.pack(samples, skips, begin)
         except UserError as error:
             return Packet(failure=str(error))
+
+    def load(self, source: Source, i: int, rng: random.Random, skips: Skips) -> Sample | None:
+        """Sample i of a source, None where it is bad; other kinds of samples are loaded otherwise."""
+        return source.load(i, self.decoder, rng, skips)
+
+    def pack(self, samples: Sequence[Any], skips: Skips, position: int) -> Packet:
+        """What leaves the worker."""
+        return pack(samples, skips, position, self.tokenizer, self.pad_to)
 
 
 def pack(
@@ -235,7 +253,7 @@ def pack(
 ) -> Packet:
     """A batch with its bookkeeping, ready to leave the worker."""
     counts = dict(skips.counts)
-    packet = Packet(drawn=len(samples) + sum(counts.values()), skipped=counts, examples=skips.examples)
+    packet = Packet(drawn=len(samples) + unusable(counts), skipped=counts, examples=skips.examples)
     if samples:
         packet.batch = collate(samples, tokenizer, pad_to)
         packet.batch.position = position

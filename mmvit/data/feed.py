@@ -16,7 +16,7 @@ from typing import Self
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from mmvit.data.draws import Packet
+from mmvit.data.draws import Packet, unusable
 from mmvit.data.workers import Workers, read_ahead, share
 from mmvit.errors import UserError
 from mmvit.types import Batch
@@ -31,7 +31,7 @@ class Loader:
         dataset: the packets, before they are counted.
         samples: samples in one epoch.
         samples_seen: position in the stream after the last batch that was handed out.
-        skipped: bad samples so far on this rank, by reason.
+        skipped: bad samples (and, as "box-…", bad boxes of good samples) so far on this rank, by reason.
         drawn: samples tried so far on this rank.
     """
 
@@ -138,10 +138,10 @@ class Loader:
             self.skipped[reason] += count
             if before // 1000 != (before + count) // 1000 or not before:
                 log.warning("skipped (%d so far): %s", before + count, packet.examples.get(reason, reason))
-        bad = sum(self.skipped.values())
+        bad = unusable(self.skipped)
         if self.drawn >= 200 and bad > self._max_bad_rate * self.drawn:
             self.close()
-            reasons = ", ".join(f"{reason} {count}" for reason, count in self.skipped.most_common())
+            reasons = ", ".join(f"{r} {count}" for r, count in self.skipped.most_common() if unusable({r: 1}))
             raise UserError(
                 f"{bad} of {self.drawn} samples are unusable ({reasons}), more than "
                 f"--data.max-bad-rate {self._max_bad_rate:g}; see scripts/make_shards.py --validate SHARDS"

@@ -18,10 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmvit.boxes import Placement
 from mmvit.data.pixels import Color, as_image, load_rgb
 from mmvit.errors import UserError, nearest
 
 WHITE: Color = (255, 255, 255)
+_MODES = ("squash", "shortest_crop", "pad", "pad_corner")
 _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -41,7 +43,8 @@ class ImagePreprocess:
     Attributes:
         size: (height, width) of the result in pixels.
         resize: "squash" (both sides to size, aspect ratio lost), "shortest_crop" (shorter side to size,
-            centre crop) or "pad" (longer side to size, `background` around).
+            centre crop), "pad" (longer side to size, `background` around) or "pad_corner" (the whole picture
+            at the top left, one scale for both axes that is not rounded, `background` right and below).
         interpolation: bicubic | bilinear | nearest; Pillow's antialiased filters.
         crop_fraction: the centre part that is kept, 0 < f <= 1: resizing aims at floor(size / f).
         background: RGB colour behind transparency and padding, 0..255.
@@ -51,7 +54,7 @@ class ImagePreprocess:
     """
 
     size: tuple[int, int] = (224, 224)
-    resize: Literal["squash", "shortest_crop", "pad"] = "squash"
+    resize: Literal["squash", "shortest_crop", "pad", "pad_corner"] = "squash"
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
     crop_fraction: float = 1.0
     background: Color = WHITE
@@ -61,12 +64,14 @@ class ImagePreprocess:
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", _pair(self.size))
         object.__setattr__(self, "background", _color(self.background))
-        _choice("resize", self.resize, ("squash", "shortest_crop", "pad"))
+        _choice("resize", self.resize, _MODES)
         _choice("interpolation", self.interpolation, tuple(_FILTERS))
         if not 0 < self.crop_fraction <= 1:
             raise UserError(f"crop_fraction={self.crop_fraction} must be above 0 and at most 1")
-        if self.resize == "pad" and self.crop_fraction != 1:
-            raise UserError("crop_fraction must be 1 with resize='pad', which keeps the whole picture")
+        if self.resize in ("pad", "pad_corner") and self.crop_fraction != 1:
+            raise UserError(
+                f"crop_fraction must be 1 with resize='{self.resize}', which keeps the whole picture"
+            )
 
     def __call__(self, image: Any) -> Tensor:
         """(3,H,W) uint8 RGB of a PIL picture, bytes, path or uint8 array.
@@ -85,9 +90,10 @@ class ImagePreprocess:
         height, width = self.size
         w, h = image.size
         method = _FILTERS[self.interpolation]
+        if self.resize == "pad_corner":
+            return self._into_corner(image)
         if self.resize == "pad":
-            scale = min(height / h, width / w)
-            inner = (max(1, round(w * scale)), max(1, round(h * scale)))
+            inner = self._inner(w, h)
             canvas = Image.new("RGB", (width, height), self.background)
             canvas.paste(image.resize(inner, method), ((width - inner[0]) // 2, (height - inner[1]) // 2))
             return canvas
@@ -102,6 +108,53 @@ class ImagePreprocess:
         if (goal_w, goal_h) != (width, height):
             image = image.crop((left, top, left + width, top + height))
         return image
+
+    def placement(self, height: int, width: int) -> Placement:
+        """Where a picture of height x width pixels (upright, before any `draft`) lies in the result."""
+        goal_h, goal_w = self.size
+        top = left = 0
+        if self.resize == "pad_corner":
+            scale_x = scale_y = min(goal_h / height, goal_w / width)
+            return Placement((height, width), self.size, scale_y, scale_x)
+        if self.resize == "pad":
+            w, h = self._inner(width, height)
+            top, left = (goal_h - h) // 2, (goal_w - w) // 2
+        else:
+            w, h = self.resized(width, height)
+            top, left = -round((h - goal_h) / 2), -round((w - goal_w) / 2)
+        return Placement((height, width), self.size, h / height, w / width, top, left)
+
+    def _inner(self, w: int, h: int) -> tuple[int, int]:
+        """(width, height) in pixels of the picture inside its padding, with resize="pad"."""
+        scale = min(self.size[0] / h, self.size[1] / w)
+        return max(1, round(w * scale)), max(1, round(h * scale))
+
+    def _into_corner(self, image: Image.Image) -> Image.Image:
+        """The picture as if laid on a larger `background` first and resized with it.
+
+        Only the strip of background that the filter sees is made. A picture thinner than a pixel of the
+        result fills that pixel, so that it can be seen at all.
+        """
+        scale = min(self.size[0] / image.height, self.size[1] / image.width)
+        inner, box, solid = [], [], []
+        for side, goal in ((image.width, self.size[1]), (image.height, self.size[0])):
+            thin = side * scale < 1
+            reach = 0 if thin else math.ceil(2 * max(1.0, scale))  # of the widest filter, in result pixels
+            pixels = min(goal, max(1, math.ceil(side * scale - 1e-6)) + reach)
+            inner.append(pixels)
+            box.append(side if thin else max(float(side), pixels / scale))
+            solid.append(math.ceil(box[-1] - 1e-6))
+        if solid != list(image.size):
+            ground = Image.new("RGB", (solid[0], solid[1]), self.background)
+            ground.paste(image)
+            image = ground
+        part = (0.0, 0.0, min(box[0], image.width), min(box[1], image.height))
+        image = image.resize((inner[0], inner[1]), _FILTERS[self.interpolation], box=part)
+        if image.size == (self.size[1], self.size[0]):
+            return image
+        canvas = Image.new("RGB", (self.size[1], self.size[0]), self.background)
+        canvas.paste(image)
+        return canvas
 
     def resized(self, w: int, h: int) -> tuple[int, int]:
         """(width, height) in pixels that a w x h picture is resized to before the centre crop.
@@ -187,7 +240,7 @@ class ImageAugment:
         picture = picture.resize((width, height), _FILTERS[preprocess.interpolation], box=box)
         if rng.random() < self.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_tensor(self._recolor(picture, rng))
+        return to_tensor(recolor(picture, rng, self.color, self.grayscale))
 
     def draw_box(self, w: int, h: int, rng: random.Random) -> tuple[int, int, int, int]:
         """(left, top, right, bottom) of a random crop of a w x h picture."""
@@ -204,17 +257,19 @@ class ImageAugment:
         left, top = (w - cw) // 2, (h - ch) // 2
         return left, top, left + cw, top + ch
 
-    def _recolor(self, picture: Image.Image, rng: random.Random) -> Image.Image:
-        if self.grayscale and rng.random() < self.grayscale:
-            picture = picture.convert("L").convert("RGB")
-        if not self.color:
-            return picture
-        brightness, contrast, saturation = (1 + self.color * rng.uniform(-1, 1) for _ in range(3))
-        x = np.asarray(picture, dtype=np.float32) * brightness
-        x = (x - x.mean()) * contrast + x.mean()
-        grey = x @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        x = (x - grey[..., None]) * saturation + grey[..., None]
-        return Image.fromarray(x.clip(0, 255).astype(np.uint8))
+
+def recolor(picture: Image.Image, rng: random.Random, color: float, grayscale: float = 0.0) -> Image.Image:
+    """The RGB picture with random brightness, contrast and saturation, as `ImageAugment` describes them."""
+    if grayscale and rng.random() < grayscale:
+        picture = picture.convert("L").convert("RGB")
+    if not color:
+        return picture
+    brightness, contrast, saturation = (1 + color * rng.uniform(-1, 1) for _ in range(3))
+    x = np.asarray(picture, dtype=np.float32) * brightness
+    x = (x - x.mean()) * contrast + x.mean()
+    grey = x @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    x = (x - grey[..., None]) * saturation + grey[..., None]
+    return Image.fromarray(x.clip(0, 255).astype(np.uint8))
 
 
 def draft_jpeg(picture: Image.Image, size: tuple[int, int], keep: float = 1.0) -> None:

@@ -119,9 +119,8 @@ def make_loader(
     Raises:
         UserError: no shards, a field they do not have, a batch that the ranks cannot share.
     """
-    _check_ranks(rank, world_size)
-    if batch_size < 1 or batch_size % world_size:
-        raise UserError(f"batch size {batch_size} must be a positive multiple of the {world_size} processes")
+    check_ranks(rank, world_size)
+    check_batch(batch_size, world_size)
     decoder = Decoder(
         fields=tuple(fields),
         preprocess=preprocess or ImagePreprocess(),
@@ -208,7 +207,7 @@ def read_all(
     Raises:
         UserError: no shards, or a field they do not have.
     """
-    _check_ranks(rank, world_size)
+    check_ranks(rank, world_size)
     if batch_size < 1:
         raise UserError(f"batch size {batch_size} must be at least 1")
     decoder = Decoder(
@@ -249,6 +248,13 @@ def open_sources(urls: str, decoder: Decoder) -> list[Source]:
     return sources
 
 
-def _check_ranks(rank: int, world_size: int) -> None:
+def check_batch(batch_size: int, world_size: int) -> None:
+    """Nothing; raises UserError for a global batch that the ranks cannot share evenly."""
+    if batch_size < 1 or batch_size % world_size:
+        raise UserError(f"batch size {batch_size} must be a positive multiple of the {world_size} processes")
+
+
+def check_ranks(rank: int, world_size: int) -> None:
+    """Nothing; fails where this process is not one of the group."""
     assert world_size >= 1, world_size
     assert 0 <= rank < world_size, (rank, world_size)

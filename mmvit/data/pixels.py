@@ -102,6 +102,12 @@ def load_rgb(image: Image.Image, background: Color) -> Image.Image:
         raise BadSample(reason, f"{type(error).__name__}: {str(error)[:80]}") from None
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) in pixels that the picture will have once its EXIF orientation is applied."""
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
 def as_image(source: Any, max_pixels: int) -> Image.Image:
     """A PIL picture from what people hold: a PIL picture, bytes, a path, or an array (H,W), (H,W,3|4) uint8.
 

@@ -6,17 +6,20 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
+from mmvit.data.annotations import read_annotations
 from mmvit.data.captions import read_json, read_text
 from mmvit.data.decode import EMBEDDING, PICTURES
 from mmvit.data.embedding import read_views
 from mmvit.data.folder import Shard, read_index, rebuild
+from mmvit.data.labels import LabelCounter
 from mmvit.data.offsets import scan_tar
-from mmvit.data.pixels import BadSample, load_rgb, open_image
+from mmvit.data.pixels import BadSample, load_rgb, open_image, upright_size
 from mmvit.data.shards import ShardIndex, expand, is_remote
 from mmvit.data.write import check_key
 from mmvit.errors import UserError
 
 _EXAMPLES = 3
+_LABELS = 10
 
 
 @dataclass(slots=True)
@@ -29,6 +32,9 @@ class Report:
         problems: kind -> how often.
         examples: kind -> up to three places.
         sides: smallest and largest picture side in pixels, (0, 0) without pictures.
+        boxes: boxes that a reader would use.
+        crowds: boxes that stand for a crowd; training leaves them out.
+        labels: what all boxes are called.
         words: caption length in words -> how many captions (100 stands for 100 and more).
     """
 
@@ -39,6 +45,9 @@ class Report:
     problems: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     sides: tuple[int, int] = (0, 0)
+    boxes: int = 0
+    crowds: int = 0
+    labels: LabelCounter = field(default_factory=LabelCounter)
     words: Counter[int] = field(default_factory=Counter)
 
     @property
@@ -61,6 +70,10 @@ class Report:
             out.append(f"  {name:<12} {count} samples{missing}")
         if self.sides[1]:
             out.append(f"pictures: sides of {self.sides[0]} to {self.sides[1]} pixels")
+        if self.boxes or self.labels.counts:
+            crowds = f", {self.crowds} crowds" if self.crowds else ""
+            out.append(f"boxes: {self.boxes}{crowds}, {len(self.labels.counts)} labels, the most frequent:")
+            out += [f"  {count:>8} {label}" for label, count in self.labels.counts.most_common(_LABELS)]
         if self.words:
             total = sum(self.words.values())
             mean = sum(n * c for n, c in self.words.items()) / total
@@ -144,14 +157,40 @@ def _check_sample(index: ShardIndex, i: int, where: str, report: Report, max_pix
     plain = [name for name in members if "." not in name]
     if not plain and any(name.rpartition(".")[2] in (*PICTURES, "txt", "json") for name in members):
         report.add("key-with-dots", f"{where}: read as member {next(iter(members))!r}")
+    bad_members: set[str] = set()
     for name, data in members.items():
         if not data:
+            bad_members.add(name)
             report.add("member-empty", f"{where}: {name}")
             continue
         try:
             _check_member(name, data, report, max_pixels)
         except BadSample as bad:
             report.add(bad.reason, f"{where}: {bad.detail}")
+            bad_members.add(name)
+    if b'"box"' in members.get("json", b"") and not bad_members and set(PICTURES) & set(members):
+        try:
+            _check_boxes(members, where, report, max_pixels)
+        except BadSample as bad:
+            report.add(bad.reason, f"{where}: {bad.detail}")
+
+
+def _check_boxes(members: dict[str, bytes], where: str, report: Report, max_pixels: int) -> None:
+    """Compares the boxes in a sample's JSON with its picture; raises BadSample where there can be none."""
+    meta = read_json(members["json"])
+    if "objects" not in meta:
+        return
+    picture = next(members[extension] for extension in PICTURES if extension in members)
+    width, height = upright_size(open_image(picture, max_pixels))
+
+    def note(bad: BadSample) -> None:
+        if bad.reason == "box-crowd":
+            report.crowds += 1
+        else:
+            report.add(bad.reason, f"{where}: {bad.detail}")
+
+    report.boxes += len(read_annotations(meta, (height, width), note).boxes)
+    report.labels.add(meta)
 
 
 def _check_member(name: str, data: bytes, report: Report, max_pixels: int) -> None:

@@ -20,8 +20,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from mmvit.data.captions import read_json
 from mmvit.data.folder import Shard, read_index, rebuild, write_index
+from mmvit.data.labels import BESIDE, LabelCounter
 from mmvit.data.offsets import save_offsets, scan_tar
+from mmvit.data.pixels import BadSample
 from mmvit.errors import UserError, need
 
 _KEY = re.compile(r"[^./\\\x00-\x1f][^./\\\x00-\x1f]*")
@@ -66,6 +69,7 @@ class ShardWriter:
         self.shards: list[Shard] = []
         self._fields: set[str] = set()
         self._keys: set[str] = set()
+        self._labels = LabelCounter()
         self._tar: Any = None
         self._file: Any = None
         if not overwrite and (old := self._existing()):
@@ -108,6 +112,9 @@ class ShardWriter:
             raise UserError(f"cannot write {self._path()}: {error.strerror}") from None
         self._keys.add(key)
         self._fields |= set(content)
+        if b'"objects"' in content.get("json", b""):
+            with suppress(BadSample):  # the reader's business
+                self._labels.add(read_json(content["json"]))
         self.samples += 1
 
     def finish(self) -> list[Shard]:
@@ -119,6 +126,7 @@ class ShardWriter:
             if stale not in ours:  # overwritten by fewer shards than there were
                 os.unlink(stale)
                 Path(stale + ".idx").unlink(missing_ok=True)
+                Path(stale + BESIDE).unlink(missing_ok=True)
         try:
             with _locked(self.folder):
                 add_to_index(self.folder, self.shards, self._fields, self.meta, self.name)
@@ -172,9 +180,13 @@ class ShardWriter:
             os.replace(path + ".tmp", path)
             offsets = scan_tar(path)
             save_offsets(path, offsets)
+            Path(path + BESIDE).unlink(missing_ok=True)
+            if self._labels.counts:
+                self._labels.save(path, offsets.total_bytes)
         except OSError as error:
             self.abort()
             raise UserError(f"cannot write {path}: {error.strerror}") from None
+        self._labels = LabelCounter()
         self.shards.append(Shard(path, len(offsets), offsets.total_bytes))
         self._tar = self._file = None
         self._keys.clear()
@@ -255,6 +267,7 @@ def rebuild_index(folder: str) -> list[Shard]:
         for path in paths:
             offsets = scan_tar(path)
             save_offsets(path, offsets)
+            Path(path + BESIDE).unlink(missing_ok=True)  # its first reader counts anew
             shards.append(Shard(path, len(offsets), offsets.total_bytes))
             fields |= set(offsets.extensions)
         write_index(folder, shards, fields, meta)

@@ -12,45 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmvit.errors import nearest
+from mmvit.data.prompts import TEMPLATES, resolve_templates
+
+__all__ = ["TEMPLATES", "Classes", "class_embeddings", "resolve_classes", "resolve_templates"]
 
 Classes = Sequence[str] | Mapping[str, Sequence[str]]
-
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "default": ("{}", "a picture of {}", "a drawing of {}"),
-    "plain": ("{}",),
-    "photo": ("a photo of a {}.",),
-}
-# The lists that papers report with; open_clip carries them.
-_PUBLISHED = {"clip7": "SIMPLE_IMAGENET_TEMPLATES", "clip80": "OPENAI_IMAGENET_TEMPLATES"}
-
-
-def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """The templates of a named set, or the given ones checked; `{}` marks the place of the class name.
-
-    Args:
-        templates: "default", "plain", "photo", "clip7", "clip80", or a list of templates.
-
-    Raises:
-        ValueError: unknown set, empty list, or a template without `{}`.
-    """
-    if isinstance(templates, str):
-        if templates in _PUBLISHED:
-            import open_clip
-
-            return tuple(template("{}") for template in getattr(open_clip, _PUBLISHED[templates]))
-        if templates not in TEMPLATES:
-            hint = nearest(templates, [*TEMPLATES, *_PUBLISHED])
-            raise ValueError(
-                f"unknown template set '{templates}': {hint}; a single template goes into a list"
-            )
-        return TEMPLATES[templates]
-    if len(templates) == 0:
-        raise ValueError('templates is an empty list: give at least one, such as "a photo of a {}."')
-    for template in templates:
-        if not isinstance(template, str) or "{}" not in template:
-            raise ValueError(f"template {template!r} has no '{{}}' where the class name goes")
-    return tuple(templates)
 
 
 def resolve_classes(classes: Classes) -> dict[str, tuple[str, ...]]:

@@ -24,6 +24,11 @@ COLUMNS = (
         for heading, found in (("text → image", "image_retrieval"), ("image → text", "text_retrieval"))
         for k in (1, 5, 10)
     ),
+    ("detection", "AP", "object_detection", "AP", "chance_AP"),
+    ("detection", "AP50", "object_detection", "AP50", "chance_AP50"),
+    *(("detection", name, "object_detection", name, "") for name in ("AP75", "APr", "APc", "APf")),
+    *(("AP of classes", name, "object_detection", f"AP_{name}", "") for name in ("seen", "unseen")),
+    ("one-shot", "AP50", "object_detection", "one_shot_AP50", ""),
 )
 
 
@@ -166,4 +171,7 @@ def _size(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         parts.append(f"{found['zero_shot_classification']['metrics']['classes']:,} classes")
     if "zero_shot_retrieval" in found:
         parts.append(f"{found['zero_shot_retrieval']['metrics']['image_retrieval_n']:,} captions")
+    if "object_detection" in found:
+        counts = found["object_detection"]["metrics"]
+        parts.append(f"{counts['boxes']:,} boxes of {counts['classes']:,} classes")
     return ", ".join(parts)

@@ -14,6 +14,7 @@ from torch import nn
 
 _PIPELINES = {
     "dual_encoder": "zero-shot-image-classification",
+    "detector": "zero-shot-object-detection",
     "image_tower": "image-feature-extraction",
     "text_tower": "feature-extraction",
     "video_tower": "feature-extraction",
@@ -24,6 +25,7 @@ _PIPELINES = {
 }
 _KIND = {
     "dual_encoder": "An image-text pair",
+    "detector": "An open-vocabulary detector",
     "image_tower": "An image tower",
     "text_tower": "A text tower",
     "video_tower": "A video tower",
@@ -34,6 +36,7 @@ _KIND = {
 }
 _INTENDED = {
     "dual_encoder": "Comparing pictures with texts: search, and classification with classes given as words.",
+    "detector": "Finding objects in pictures, named by words or shown by an example, with boxes and scores.",
     "image_tower": "Turning pictures into vectors: search by picture, probes, a part of a larger model.",
     "text_tower": "Turning texts into vectors: search by text, a part of a larger model.",
     "video_tower": "Turning clips into vectors: probes, fine-tuning, a part of a larger model.",
@@ -47,6 +50,9 @@ _USE = {
 pictures = model.encode(image=["photo.jpg"])           # (1, {dim}) unit vectors
 texts = model.encode(text=["a fox", "a violin"])
 print(model.similarity(pictures, texts))""",
+    "detector": """detector = mmvit.Detector(mmvit.load("{name}"))
+found = detector.detect(["photo.jpg"], queries=["a fox", "a violin"])[0]
+print(found.boxes, found.scores, found.labels)  # pixels of the picture, xyxy""",
     "image_tower": """model = mmvit.load("{name}")
 features = model.encode(image=["photo.jpg"])           # (1, {dim}) unit vectors""",
     "text_tower": """model = mmvit.load("{name}")

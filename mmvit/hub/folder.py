@@ -80,9 +80,9 @@ def save(
     """Writes the model's folder, replacing one of ours that is there already; returns the fingerprint.
 
     Args:
-        model: a tower, pair or classifier.
+        model: a tower, pair, detector or classifier.
         path: the folder to write; appears complete or not at all.
-        preprocess: needed by models that see pictures.
+        preprocess: needed by models that see pictures; None = the one that a converted model carries.
         tokenizer: needed by models that read text.
         card: facts for README.md and config.json: license, data, metrics, base_models, notes, ...
 
@@ -93,6 +93,9 @@ def save(
     """
     config = getattr(model, "config", None)
     kind = kind_of(config)
+    carried = getattr(model, "preprocess", None)
+    if preprocess is None and isinstance(carried, ImagePreprocess):
+        preprocess = carried
     _check_parts(config, kind, preprocess, tokenizer)
     path = Path(path)
     _check_replaceable(path)
@@ -238,6 +241,7 @@ def _check_parts(
     """Raises ValueError when a model lacks what it is fed through, or gets one that does not fit it."""
     image, text = {
         "dual_encoder": lambda: (config.image, config.text),
+        "detector": lambda: (config.image, config.text),
         "image_tower": lambda: (config, None),
         "text_tower": lambda: (None, config),
         "image_classifier": lambda: (config.tower, None),

@@ -1,17 +1,22 @@
-"""One side of a pair, from a folder of weights or from a preset: what recipes take as --model.image."""
+"""What recipes take as --model.…: one side of a pair, from a folder or a preset; a detector out of a pair."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmvit.data.image import ImagePreprocess
 from mmvit.data.text import ClipTokenizer, Tokenizer, load_tokenizer
 from mmvit.errors import UserError, nearest
+from mmvit.hub.folder import load
 from mmvit.hub.towers import load_image_tower, load_text_tower
+from mmvit.models.lit import DualEncoder
+from mmvit.models.owl import OwlDetector
 from mmvit.models.presets import create_model, list_models
+from mmvit.models.surgery import to_detector
 
 
 def pick_image_tower(
@@ -70,6 +75,38 @@ def pick_text_tower(
         return tower, words.with_context(length), not fresh
     except (ValueError, OSError) as error:
         raise UserError(f"text tower {spec}: {error}") from None
+
+
+def pick_detector(
+    spec: str, *, image_size: int = 0, pad: int = 128, query_length: int = 16, **fields: Any
+) -> tuple[OwlDetector, ImagePreprocess, Tokenizer]:
+    """(detector, preprocessing, tokenizer): one that is saved as such, or what a pair becomes.
+
+    Args:
+        spec: a folder of ours with a detector, which stays as it is, or with an image-text pair.
+        image_size: side of the square that pictures are padded to, in pixels; 0 = the pair's own.
+        pad: grey value 0..255 of that padding.
+        query_length: tokens of a query at most.
+        **fields: of `models.surgery.to_detector`.
+
+    Raises:
+        UserError: a folder that cannot be read or holds something else, or a pair that cannot become one.
+    """
+    try:
+        loaded = load(spec)
+        detector, preprocess = loaded.model, loaded.preprocess
+        if isinstance(detector, DualEncoder) and preprocess is not None:
+            detector = to_detector(detector, image_size=image_size or None, **fields)
+            size = detector.config.image.image_size
+            preprocess = replace(
+                preprocess, size=size, resize="pad_corner", crop_fraction=1.0, background=(pad,) * 3
+            )
+    except (ValueError, OSError) as error:
+        raise UserError(f"detector {spec}: {error}") from None
+    if not isinstance(detector, OwlDetector) or preprocess is None or loaded.tokenizer is None:
+        raise UserError(f"{spec} holds a {loaded.config['kind']}, expected a pair of towers or a detector")
+    longest = min(detector.config.text.context_length, query_length)
+    return detector, preprocess, loaded.tokenizer.with_context(longest)
 
 
 def is_preset(spec: str) -> bool:

@@ -11,6 +11,7 @@ from mmvit.errors import nearest
 from mmvit.models.config import (
     AudioTowerConfig,
     ClassifierConfig,
+    DetectorConfig,
     DualEncoderConfig,
     ForeignImageTowerConfig,
     ImageTowerConfig,
@@ -20,6 +21,7 @@ from mmvit.models.config import (
 
 KINDS: dict[str, tuple[type, ...]] = {
     "dual_encoder": (DualEncoderConfig,),
+    "detector": (DetectorConfig,),
     "image_tower": (ImageTowerConfig, ForeignImageTowerConfig),
     "video_tower": (VideoTowerConfig,),
     "audio_tower": (AudioTowerConfig,),
@@ -31,7 +33,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 
 
 def kind_of(config: Any) -> str:
-    """The name in `KINDS` under which a config is saved, e.g. dual_encoder, image_tower or video_classifier.
+    """The name in `KINDS` under which a config is saved, e.g. dual_encoder, detector or video_classifier.
 
     Raises:
         ValueError: not one of our model configs.

@@ -50,19 +50,21 @@ def load_text_tower(spec: str | Path) -> tuple[nn.Module, Tokenizer]:
     """A text tower with its weights, in eval mode, and its tokenizer.
 
     Args:
-        spec: a folder of ours, a text tower or a pair, or "hf-hub:owner/name" of one.
+        spec: a folder of ours, a text tower, a pair or a detector, or "hf-hub:owner/name" of one.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: a damaged folder, or a model without a text side.
     """
     loaded = load(spec)
-    assert loaded.tokenizer is not None or loaded.config["kind"] not in ("text_tower", "dual_encoder")
+    reads = ("text_tower", "dual_encoder", "detector")
+    assert loaded.tokenizer is not None or loaded.config["kind"] not in reads
     return _side(loaded.model, "text", loaded.config["kind"], spec), loaded.tokenizer  # type: ignore[return-value]
 
 
 def _side(model: nn.Module, side: str, kind: str, spec: str | Path) -> nn.Module:
-    if kind == "dual_encoder":
+    # A detector's image tower has lost what pooled and embedded.
+    if kind == "dual_encoder" or (kind, side) == ("detector", "text"):
         return getattr(model, side)
     if kind != f"{side}_tower":
         raise ValueError(f"'{spec}' holds a {kind}, expected one of {side}_tower or dual_encoder")

@@ -1,13 +1,22 @@
-"""Embeddings -> one number: losses over the global batch as plain functions."""
+"""Embeddings, or logits and boxes -> one number: losses over the global batch as plain functions."""
 
 from mmvit.losses.contrastive import ContrastiveTerms, chance_level, contrastive_loss, contrastive_terms
+from mmvit.losses.detection import DetectionTerms, detection_loss, detection_terms
 from mmvit.losses.gather import gather, gather_with_grad
+from mmvit.losses.match import Matches
+from mmvit.losses.targets import Targets, pad_targets
 
 __all__ = [
     "ContrastiveTerms",
+    "DetectionTerms",
+    "Matches",
+    "Targets",
     "chance_level",
     "contrastive_loss",
     "contrastive_terms",
+    "detection_loss",
+    "detection_terms",
     "gather",
     "gather_with_grad",
+    "pad_targets",
 ]

@@ -184,8 +184,10 @@ class ForeignImageTowerConfig:
         library: timm | open_clip | torchvision | transformers.
         name: the peer's model name (timm, torchvision, open_clip) or architecture class (transformers).
         arguments: plain data that rebuilds the architecture without any download.
-        width: D of the pooled features.
+        width: D of the pooled features, or of the tokens.
         image_size: (height, width) used to feed it.
+        tokens: whether it serves tokens on a grid, as detectors need them; parameters that its pooling alone
+            reads are then taken away.
     """
 
     library: Literal["timm", "open_clip", "torchvision", "transformers"]
@@ -193,6 +195,7 @@ class ForeignImageTowerConfig:
     width: int
     arguments: dict[str, Any]
     image_size: tuple[int, int] = (224, 224)
+    tokens: bool = False
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     embed_dim: int | None = None
@@ -244,3 +247,36 @@ class DualEncoderConfig:
     logit_bias_init: float | None = None
     logit_scale_max: float | None = 4.6052
     activation: Literal["softmax", "sigmoid"] = "softmax"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """An image and a text tower under detection heads (OWL-ViT, OWLv2).
+
+    Attributes:
+        image: without head and pooling parameters: every token is read (pool cls or mean, embed_dim None).
+        text: embeds the queries; its E is the width of the class embeddings.
+        merge: what becomes of the class token: "mul_ln" multiplies every token with it and norms the product
+            (towers without a class token have nothing to merge), "drop" leaves it out, "norm" leaves it out
+            and norms the tokens, for towers that end without a norm.
+        merge_eps: epsilon of that norm.
+        box_bias: where a token's box starts: "corner" (as released: the lower right corner of its patch) or
+            "center" of its patch.
+        activation: of the box heads: gelu (transformers) or gelu_tanh (scenic).
+        objectness: a further head that tells objects from background (OWLv2).
+        prior: probability of every query at every token at the start.
+        hide_padding: whether tokens that see only padding are hidden from attention.
+        clip_ids: queries are ids of CLIP's tokenizer: where no mask is given, a text ends at its largest id,
+            and one whose first id is 0 is missing, as in transformers.
+    """
+
+    image: ImageTowerConfig | ForeignImageTowerConfig
+    text: TextTowerConfig
+    merge: Literal["mul_ln", "norm", "drop"] = "mul_ln"
+    merge_eps: float = 1e-5
+    box_bias: Literal["corner", "center"] = "corner"
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    objectness: bool = False
+    prior: float = 0.01
+    hide_padding: bool = False
+    clip_ids: bool = False

@@ -19,6 +19,7 @@ from mmvit.heads.project import Head
 from mmvit.models.config import ForeignImageTowerConfig
 from mmvit.models.peers import LIBRARIES, Peer
 from mmvit.tokens.image import Normalise
+from mmvit.types import Encoded
 
 
 class ForeignImageTower(nn.Module):
@@ -39,6 +40,8 @@ class ForeignImageTower(nn.Module):
         super().__init__()
         self.config = config
         self.module = LIBRARIES[config.library].build(config) if module is None else module
+        if config.tokens:
+            drop_unread(config, self.module)
         self.normalise = Normalise(config.mean, config.std)
         self.head = Head(config.width, config.embed_dim, center=config.center, bias=config.head_bias)
         self.width = config.width
@@ -85,18 +88,36 @@ class ForeignImageTower(nn.Module):
         return cls(replace(config, width=probe_width(config, peer.module)), peer.module)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """The peer's pooled features (B,D).
+        """The peer's pooled features (B,D); the mean of its tokens where it serves those.
 
         Args:
             pixels: (B,3,H,W) uint8 RGB, or float already normalised with the peer's mean and std.
         """
+        if self.config.tokens:
+            return self.forward_tokens(pixels).values.mean(dim=1)
+        return LIBRARIES[self.config.library].features(self.module, self._as_fed(pixels))
+
+    def forward_tokens(self, pixels: Tensor) -> Encoded:
+        """The peer's last feature map as tokens (B,N,D), N = h*w row-major; no special tokens.
+
+        Args:
+            pixels: as `features` takes them; any size that the peer takes.
+
+        Raises:
+            ValueError: a peer whose map cannot be read, see `tokens` in `peers/`.
+        """
+        rows = _token_map(self.config, self.module, self._as_fed(pixels))
+        return Encoded(rows.flatten(1, 2), grid=(rows.shape[1], rows.shape[2]))
+
+    def _as_fed(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels in the type and layout that the module computes in."""
         if pixels.dtype == torch.uint8:
             pixels = self.normalise(pixels)
         if not torch.is_autocast_enabled(pixels.device.type):
             pixels = pixels.to(next(self.module.parameters()).dtype)
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return LIBRARIES[self.config.library].features(self.module, pixels)
+        return pixels
 
     def project(self, features: Tensor) -> Tensor:
         """The embedding (B,E) float32 of features (B,D), not yet normalised."""
@@ -156,3 +177,52 @@ def probe_width(config: ForeignImageTowerConfig, module: nn.Module) -> int:
             f"{config.library}:{config.name} gives features {tuple(out.shape)}, expected (1, width)"
         )
     return out.shape[1]
+
+
+def token_width(config: ForeignImageTowerConfig, module: nn.Module) -> int:
+    """D of a peer's tokens, measured by passing one grey picture of `config.image_size` through it.
+
+    Raises:
+        ValueError: a peer whose feature map cannot be read.
+    """
+    training = module.training
+    with torch.no_grad():
+        width = _token_map(config, module.eval(), _grey(config, module)).shape[-1]
+    module.train(training)
+    return width
+
+
+def drop_unread(config: ForeignImageTowerConfig, module: nn.Module) -> None:
+    """Takes away, in place, the parameters that a peer's feature map does not depend on.
+
+    They would stay without a gradient, which distributed training takes for a mistake.
+    """
+    training = module.training
+    with torch.enable_grad():
+        _token_map(config, module.eval(), _grey(config, module)).sum().backward()
+    module.train(training)
+    for part in module.modules():
+        own = list(part.named_parameters(recurse=False))
+        unread = [name for name, value in own if value.grad is None]
+        for name in unread:
+            part.register_parameter(name, None)
+        if own and len(unread) == len(own):
+            for name, _ in list(part.named_buffers(recurse=False)):
+                part.register_buffer(name, None)
+    module.zero_grad(set_to_none=True)
+
+
+def _grey(config: ForeignImageTowerConfig, module: nn.Module) -> Tensor:
+    first = next(module.parameters())
+    return torch.zeros(1, 3, *config.image_size, dtype=first.dtype, device=first.device)
+
+
+def _token_map(config: ForeignImageTowerConfig, module: nn.Module, pixels: Tensor) -> Tensor:
+    """(B,h,w,D) of normalised pixels (B,3,H,W)."""
+    read = getattr(LIBRARIES[config.library], "tokens", None)
+    if read is None:
+        raise ValueError(
+            f"{config.library}:{config.name} has no feature map that we can read: take a timm model, or "
+            "convert it with hub.from_* into a tower of ours"
+        )
+    return read(module, pixels)

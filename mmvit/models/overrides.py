@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 from mmvit.errors import nearest
+from mmvit.models.config import DetectorConfig
 
 Config = TypeVar("Config")
 
@@ -27,6 +28,8 @@ def override(config: Config, values: dict[str, Any]) -> Config:
     for key, value in values.items():
         found = [path for path in paths if _means(key.split("."), path)]
         leaf = key.split(".")[-1]
+        if isinstance(config, DetectorConfig) and key in _SHARED:
+            found = [path for path in found if path[0] == "text"]  # its image tower has no head
         if not found:
             raise ValueError(f"unknown option '{key}': {nearest(leaf, {path[-1] for path in paths})}")
         if len(found) > 1 and leaf not in _SHARED:

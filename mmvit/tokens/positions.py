@@ -2,7 +2,8 @@
 
 Shape letters: B batch, N grid tokens, P leading special tokens, D width.
 Source: ViT (arXiv:2010.11929) section 3.2 (resampling); MoCo v3 (arXiv:2104.02057), MAE (arXiv:2111.06377)
-and VideoMAE (arXiv:2203.12602) for the sine tables; AST (arXiv:2104.01778) section 2.2 (cut or stretch).
+and VideoMAE (arXiv:2203.12602) for the sine tables; AST (arXiv:2104.01778) section 2.2 (cut or stretch);
+OWLv2 (arXiv:2306.09683), as scenic evaluates it (crop).
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ RESAMPLE: dict[str, dict[str, Any]] = {
     },  # DeiT's fine-tuning, transformers' DINOv2 and ViT
     "bicubic_antialias": {"mode": "bicubic", "align_corners": False, "antialias": True},  # timm
     "cut_or_stretch": {},  # AST: the middle of a longer table, a shorter one stretched linearly, per axis
+    "crop": {},  # OWLv2 below its native size: the first rows and columns, as pictures are padded behind
 }
 CUT_OR_STRETCH = "cut_or_stretch"
+CROP = "crop"
 RECOMPUTE = "recompute"  # no resampling: a fixed table is made anew for the grid at hand (VideoMAE)
 
 
@@ -49,7 +52,7 @@ def resample_grid(table: Tensor, old: tuple[int, ...], new: tuple[int, ...], mod
         mode: a name in `RESAMPLE`. Computed in float32.
 
     Raises:
-        ValueError: unknown mode, or a table that is not N long.
+        ValueError: unknown mode, a table that is not N long, or a crop that is larger than the table.
     """
     if mode not in RESAMPLE:
         raise ValueError(f"position_resample is '{mode}', expected one of {', '.join(RESAMPLE)}")
@@ -62,6 +65,10 @@ def resample_grid(table: Tensor, old: tuple[int, ...], new: tuple[int, ...], mod
     image = table.float().reshape(-1, *old[-2:], table.shape[-1]).permute(0, 3, 1, 2)  # (T,D,H,W)
     if mode == CUT_OR_STRETCH:
         image = _cut_or_stretch(image, new[-2:])
+    elif mode == CROP:
+        if any(n > o for n, o in zip(new[-2:], old[-2:], strict=True)):
+            raise ValueError(f"position_resample is 'crop', and grid {new} is larger than the stored {old}")
+        image = image[:, :, : new[-2], : new[-1]]
     elif old[-2:] != new[-2:]:
         image = F.interpolate(image, size=new[-2:], **RESAMPLE[mode])
     rows = image.permute(0, 2, 3, 1).flatten(1, 2)  # (T,h*w,D)

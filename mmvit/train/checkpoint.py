@@ -218,7 +218,7 @@ class Checkpoints:
         if set(saved) != set(self.locked):
             raise UserError(
                 f"{path} was trained with {sorted(saved) or 'nothing'} locked, this run locks "
-                f"{sorted(self.locked) or 'nothing'}: use the same --model.lock"
+                f"{sorted(self.locked) or 'nothing'}: use the same --model.frozen, --model.lock"
             )
         for name, entry in saved.items():
             if entry["fingerprint"] != self.locked[name]["fingerprint"]:
@@ -264,7 +264,8 @@ def _load_by_name(optimizer: Any, saved: dict[str, dict[str, Any]]) -> None:
         for name, p in zip(group["names"], group["params"], strict=True):
             if name not in saved:
                 raise UserError(
-                    f"the checkpoint has no optimizer state for '{name}': same model, same --model.lock?"
+                    f"the checkpoint has no optimizer state for '{name}': same model, same --model.frozen, "
+                    "--model.lock?"
                 )
             # Not load_state_dict: it would cast a bfloat16 momentum to the parameter's type.
             optimizer.state[p] = {

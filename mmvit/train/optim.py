@@ -88,7 +88,7 @@ def build_groups(module: nn.Module, frozen: Freeze, config: OptimConfig) -> list
     Each has `params`, `names`, `lr`, `weight_decay` and `peak`, the rate that the schedule multiplies.
 
     Raises:
-        UserError: nothing is trainable, or a multiplier's pattern matches no trainable parameter.
+        UserError: nothing is trainable, or a multiplier's pattern matches no parameter.
     """
     lr_rules = parse_multipliers(config.lr_multipliers, "--optim.lr-multipliers")
     decay_rules = parse_multipliers(config.decay_multipliers, "--optim.decay-multipliers")
@@ -96,11 +96,11 @@ def build_groups(module: nn.Module, frozen: Freeze, config: OptimConfig) -> list
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     used: set[str] = set()
     for name, parameter in module.named_parameters():
-        multiplier = frozen.multipliers[name]
-        if multiplier is None:
-            continue
-        peak = config.lr * multiplier * _first(name, lr_rules, used)
+        multiplier, rate = frozen.multipliers[name], _first(name, lr_rules, used)
         decay = config.weight_decay * _first(name, decay_rules, used) if name in kernels else 0.0
+        if multiplier is None:  # a preset's pattern may match nothing but what is frozen
+            continue
+        peak = config.lr * multiplier * rate
         group = groups.setdefault(
             (peak, decay, parameter.ndim == 0),  # scalars apart: FSDP shards all but them
             {"params": [], "names": [], "lr": peak, "peak": peak, "weight_decay": decay},
@@ -111,7 +111,7 @@ def build_groups(module: nn.Module, frozen: Freeze, config: OptimConfig) -> list
         raise UserError("nothing is trainable: every parameter is frozen")
     for pattern, _ in [*lr_rules, *decay_rules]:
         if pattern not in used:
-            raise UserError(f"pattern '{pattern}' of --optim.*-multipliers matches no trainable parameter")
+            raise UserError(f"pattern '{pattern}' of --optim.*-multipliers matches no parameter")
     return list(groups.values())
 
 

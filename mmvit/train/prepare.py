@@ -11,6 +11,7 @@ from mmvit.train.compiling import compile_blocks
 from mmvit.train.ema import Average
 from mmvit.train.freeze import Freeze
 from mmvit.train.health import Health
+from mmvit.train.per_example import check as check_per_example
 from mmvit.train.rng import seed_all
 from mmvit.train.setup import Run
 from mmvit.train.sharded import exempt
@@ -38,6 +39,7 @@ def prepare(
         chance: loss of a model that knows nothing, for a warning when training does not leave it.
     """
     accelerator, train = run.accelerator, run.train
+    check_per_example(accelerator, task, train.per_example_clip, train.micro_batch)
     task.to(accelerator.device)
     if train.compile:
         run.log.line(f"{compile_blocks(task, accelerator.device)} blocks will be compiled at their first use")
@@ -55,5 +57,6 @@ def prepare(
         health=Health(accelerator, run.out / "health", run.stop, chance),
         clip_norm=train.clip_norm,
         micro_batch=train.micro_batch,
+        per_example_clip=train.per_example_clip,
         average=Average(task, train.average) if train.average else None,
     )

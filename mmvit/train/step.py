@@ -20,6 +20,7 @@ from mmvit.train.ema import Average
 from mmvit.train.freeze import Freeze
 from mmvit.train.health import Health
 from mmvit.train.optim import set_rate
+from mmvit.train.per_example import average_gradients, per_example_backward
 from mmvit.train.rng import capture, restore
 from mmvit.train.sharded import average_scalars, clip, full, whole
 from mmvit.types import Batch
@@ -89,6 +90,7 @@ class Engine:
         schedule: factor of the learning rate for step 1, 2, …
         clip_norm: largest global gradient norm, 0 = no clipping.
         micro_batch: rows of one forward on this rank, 0 = the whole batch at once.
+        per_example_clip: largest norm of one example's gradient before the mean over the batch, 0 = off.
         health: decides before each step whether the numbers are sound.
         average: running mean of the weights, or None.
         step: optimizer steps taken.
@@ -104,6 +106,7 @@ class Engine:
     health: Health
     clip_norm: float = 1.0
     micro_batch: int = 0
+    per_example_clip: float = 0.0
     average: Average | None = None
     step: int = 0
     samples_seen: int = 0
@@ -141,6 +144,8 @@ def train_step(engine: Engine, batch: Batch) -> dict[str, float]:
     start = capture()
     out = _backward(engine, batch)
     average_scalars(accelerator, engine.parameters)
+    if engine.per_example_clip:
+        average_gradients(accelerator, engine.parameters)
     out["grad_norm"] = clip(accelerator, engine.parameters, engine.clip_norm or float("inf"))
     values = engine.health.check(engine.step + 1, out, batch, lambda: _suspects(engine, batch, start))
     factor = engine.schedule(engine.step + 1)
@@ -160,7 +165,9 @@ def _backward(engine: Engine, batch: Batch) -> dict[str, Tensor]:
     size = engine.micro_batch
     with torch.no_grad():
         batch = _precompute(engine, batch, size if 0 < size < len(batch) else len(batch))
-    if 0 < size < len(batch):
+    if limit := engine.per_example_clip:
+        out = per_example_backward(engine.accelerator, engine.module, engine.parameters, batch, limit)
+    elif 0 < size < len(batch):
         out = _cached_backward(engine, batch, size)
     else:
         out = engine.module(batch)

@@ -79,3 +79,36 @@ def sentencepiece() -> SentencePieceTokenizer:
     captions = [f"a photo of a {c} {t}" for c in ("red", "blue", "green") for t in ("fox", "dog", "volcano")]
     model, _ = train_sentencepiece(captions, 400)
     return SentencePieceTokenizer(model, context_length=8)
+
+
+LABELS = ["red fox", "blue dog", "volcano", "green cat", "tea cup", "violin", "moon", "old key"]
+
+
+@pytest.fixture(scope="session")
+def write_scenes():
+    """write_scenes(folder/name, samples, **JSON facts) -> pattern; sample b0000i has one bright box.
+
+    Its picture is black and its only box, of label LABELS[i % 8], is filled with red 130 + 3 i.
+    """
+
+    def write(path: Path, count: int, per_shard: int = 7, prefix: str = "b", **facts) -> str:
+        with ShardWriter(path, per_shard) as writer:
+            for i in range(count):
+                rng = np.random.default_rng(i)
+                width, height = (int(v) for v in rng.integers(60, 160, 2))
+                x0, y0 = int(rng.integers(0, width // 2)), int(rng.integers(0, height // 2))
+                box = [x0, y0, x0 + width // 3, y0 + height // 3]
+                image = Image.new("RGB", (width, height))
+                image.paste((130 + 3 * i, 0, 0), box)
+                thing = {"label": LABELS[i % 8], "box": box}
+                meta = {"width": width, "height": height, "objects": [thing], "level": 130 + 3 * i}
+                writer.write(f"{prefix}{i:05d}", {"png": encode(image), "json": {**meta, **facts}})
+        return str(path.parent)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory, write_scenes) -> str:
+    """A folder with 40 pictures, each with one box."""
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "train", 40)

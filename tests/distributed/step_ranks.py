@@ -1,4 +1,4 @@
-"""Runs on every rank: the loss checks, then ten steps of the real task at one global batch.
+"""Runs on every rank: the loss checks, then steps of the real tasks at one global batch.
 
 Started once by test_ranks.py. Reads lines {"world": ranks, "out": rank 0's file, "environment": {}} of stdin,
 forks the ranks (starting each anew would cost more than what they do), and answers with their statuses.
@@ -15,6 +15,7 @@ import traceback
 import warnings
 from pathlib import Path
 
+import detection_ranks
 import loss_ranks
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
@@ -35,6 +36,7 @@ from mmvit.train.step import train_step
 from mmvit.types import Batch
 
 GLOBAL = 12
+DETECTION = [("global", 0, 0), ("global", 2, 0), ("per_example", 0, 0), ("per_example", 0, 0.5)]
 
 
 def global_batch(step, cached):
@@ -51,10 +53,10 @@ def global_batch(step, cached):
     )
 
 
-def parts(accelerator, out, task, steps, micro):
+def parts(accelerator, out, task, steps, micro, rules=None, **options):
     """Arguments of `prepare`."""
-    frozen = freeze(task, task.lock.rules())
-    train = TrainConfig(steps=steps, batch_size=GLOBAL, micro_batch=micro, average=0.9)
+    frozen = freeze(task, rules or task.lock.rules())
+    train = TrainConfig(steps=steps, batch_size=GLOBAL, micro_batch=micro, average=0.9, **options)
     optimizer = build_optimizer(task, frozen, OptimConfig(lr=1e-3))
     schedule = build_schedule(ScheduleConfig(), steps)
     return Run(accelerator, Path(out), None, StopRequest(), train, "fp32"), task, frozen, optimizer, schedule
@@ -101,6 +103,21 @@ def run(accelerator, out, kind, lock, cached, micro, steps=10):
     }
 
 
+def detect(accelerator, out, normalization, micro, clip):
+    """Four steps of a detector; some batches have no box on the first ranks, some none at all."""
+    task = detection_ranks.task_of(normalization)
+    options = {"rules": ((".*", 1.0),), "per_example_clip": clip}
+    engine = prepare(*parts(accelerator, out, task, 4, micro, **options))
+    rank, world = accelerator.process_index, accelerator.num_processes
+    rows = []
+    for step in range(4):
+        batch = detection_ranks.batch_of(step, GLOBAL)
+        own = batch.rows(rank * GLOBAL // world, (rank + 1) * GLOBAL // world)
+        rows.append(train_step(engine, own))
+    weights = {n: summary(full(p.detach())) for n, p in task.named_parameters()}
+    return {"rows": rows, "weights": weights}
+
+
 def summary(tensor):
     """Some entries and two sums that betray any difference."""
     values = tensor.flatten().double()
@@ -132,6 +149,7 @@ def main(out):
     if accelerator.num_processes > 1 and not accelerator.is_fsdp2:
         with warnings.catch_warnings(action="error"):
             results["losses"] = loss_ranks.measure()
+            results["detection losses"] = detection_ranks.measure()
     modes = [("Lu", True), ("Lu", False), ("uu", False)]
     grid = list(itertools.product(("softmax", "sigmoid"), modes, (0, 2)))
     if accelerator.is_fsdp2:
@@ -139,6 +157,11 @@ def main(out):
     for kind, (lock, cached), micro in grid:
         name = f"{kind} {lock} {'cached' if cached else 'live'} micro={micro}"
         results[name] = run(accelerator, Path(out).parent, kind, lock, cached, micro)
+    results["detection"] = {
+        f"{kind} micro={micro} clip={clip}": detect(accelerator, Path(out).parent, kind, micro, clip)
+        for kind, micro, clip in DETECTION
+        if not (clip and accelerator.is_fsdp2)
+    }
     if accelerator.num_processes == 2 and not accelerator.is_fsdp2:
         results["bad"] = bad_batch(accelerator, Path(out).parent)
     if accelerator.is_main_process:

@@ -18,6 +18,7 @@ PEERS = {  # comparison -> a peer that must stand in its table, as it is run by 
     "search": "",
     "processes": "1 process, 2 threads",
     "startup": "import torch",
+    "owl": "transformers",
 }
 QUICK = ("attention",)
 

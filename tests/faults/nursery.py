@@ -92,7 +92,7 @@ def wait(pid, seconds):
 
 
 def main():
-    modules = {name: load(name) for name in ("lit", "embed_shards")}
+    modules = {name: load(name) for name in ("lit", "embed_shards", "owl")}
     for late in ("torch._dynamo", "yaml", "webdataset"):
         importlib.import_module(late)
     for line in sys.stdin:

@@ -66,8 +66,10 @@ def peers():
     from tests.parity.cases_owl import config_of
 
     for name in mmvit.list_models("owl*"):
-        kind = transformers.OwlViTModel if name.startswith("owlvit") else transformers.Owlv2Model
-        yield name, kind(config_of(name, None)), 0
+        kind = "OwlViT" if name.startswith("owlvit") else "Owlv2"
+        peer = getattr(transformers, f"{kind}ForObjectDetection")(config_of(name, None))
+        unread = getattr(peer, kind.lower()).visual_projection.weight.numel() + 1  # and the temperature
+        yield name, peer, unread
     for name, theirs in (("coca_base_patch32", "coca_ViT-B-32"), ("coca_large_patch14", "coca_ViT-L-14")):
         peer = open_clip_model(theirs, None, kind=open_clip.CoCa)
         yield name, peer, sum(p.numel() for p in peer.text_decoder.parameters())

@@ -9,6 +9,7 @@ from mmvit.models.classifier import Classifier
 from mmvit.models.config import (
     AudioTowerConfig,
     ClassifierConfig,
+    DetectorConfig,
     DualEncoderConfig,
     ImageTowerConfig,
     TextTowerConfig,
@@ -16,6 +17,7 @@ from mmvit.models.config import (
 )
 from mmvit.models.image import ImageTower
 from mmvit.models.lit import DualEncoder
+from mmvit.models.owl import OwlDetector
 from mmvit.models.presets import SIZES, build_model, preset
 from mmvit.models.text import TextTower
 from mmvit.models.video import VideoTower
@@ -72,13 +74,14 @@ def test_every_preset_can_be_built_and_pairs_agree():
         AudioTowerConfig: AudioTower,
         TextTowerConfig: TextTower,
         DualEncoderConfig: DualEncoder,
+        DetectorConfig: OwlDetector,
     }
     with torch.device("meta"):
         for name in names:
             config = preset(name)
             kind = kinds[type(config)]
             shallow = {"image.depth": 1, "text.depth": 1}
-            if kind is not DualEncoder:
+            if kind not in (DualEncoder, OwlDetector):
                 shallow = {"depth": 1} if "depth" in vars(config.core) else {}
             model = mmvit.create_model(name, **shallow)
             assert isinstance(model, kind), name

@@ -1,6 +1,7 @@
-"""Runs recipes/lit.py many times for the price of one start: imports it once, forks a process for each rank.
+"""Runs recipes many times for the price of one start: imports each once, forks a process for each rank.
 
 Reads one JSON object a line from stdin and answers each with {"status": [exit status of each rank]}:
+  recipe  its name, as in recipes/NAME.py
   words   the command line
   world   ranks (gloo)
   environment   more variables
@@ -15,6 +16,7 @@ WHAT is "call MODULE:NAME", or "event NAME PATTERN": an audit event of Python on
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import importlib
 import importlib.util
 import json
@@ -32,15 +34,20 @@ from pathlib import Path
 from mmvit.errors import UserError
 
 LIMIT = 90.0  # seconds that a run may take
+LATE = {  # what runs import on their way
+    "lit": ("torch._dynamo", "yaml"),
+    "owl": ("torch._dynamo", "yaml", "scipy.optimize", "open_clip", "faster_coco_eval.core.faster_eval_api"),
+}
 
 
-def load():
-    path = Path(__file__).resolve().parents[2] / "recipes" / "lit.py"
-    spec = importlib.util.spec_from_file_location("recipes_lit", path)
+@functools.cache
+def load(name):
+    path = Path(__file__).resolve().parents[2] / "recipes" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"recipes_{name}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    for late in ("torch._dynamo", "yaml"):  # what a run imports on its way
+    for late in LATE[name]:
         importlib.import_module(late)
     return module
 
@@ -123,7 +130,7 @@ def be(module, job, rank, port):
         kill = job.get("kill") or {}
         if "at" in kill and kill.get("rank", 0) == rank:
             arm(kill)
-        sys.argv = ["recipes/lit.py", *job["words"]]
+        sys.argv = [f"recipes/{job['recipe']}.py", *job["words"]]
         module.command()
         status = 0
     except SystemExit as end:
@@ -187,9 +194,9 @@ def run(module, job):
 
 
 def main():
-    module = load()
     for line in sys.stdin:
-        print(json.dumps(run(module, json.loads(line))), flush=True)
+        job = json.loads(line)
+        print(json.dumps(run(load(job["recipe"]), job)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The launch lines: what Accelerate makes of each file; real starts, stops and refusals of what runs here."""
 
+import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mmvit.options import option_names
 from tests.recipes.forked_runs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +113,22 @@ def test_every_file_is_read_here():
     for name in names:
         first = (FOLDER / f"{name}.yaml").read_text()
         assert f"recipes/accelerate/{name}.yaml" in first, "each file shows its line"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda p: p.stem)
+def test_the_lines_in_the_headers_name_what_there_is(path):
+    spec = importlib.util.spec_from_file_location(f"header_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    lines = [line.split() for line in module.__doc__.splitlines() if f"recipes/{path.name} " in line]
+    assert len(lines) >= 2
+    for words in lines:
+        own = words[words.index(f"recipes/{path.name}") :]
+        assert {word for word in own if word.startswith("--")} <= set(option_names(module.Config))
+        for option, value in itertools.pairwise(words):
+            assert option != "--preset" or value in module.PRESETS
+            assert option != "--config_file" or (ROOT / value).exists()
 
 
 MULTI_CPU = """compute_environment: LOCAL_MACHINE

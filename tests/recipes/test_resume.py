@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 
 from mmvit.train.manifest import damage
 from mmvit.train.rng import capture_all, restore_all
+from tests.recipes.run_folders import assert_equal, keys_of, random_kills
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 14
@@ -45,35 +45,6 @@ def options(corpus, out, *more):
     base |= dict(zip(more[::2], more[1::2], strict=True))
     words = [str(word) for pair in base.items() for word in pair]
     return [*words, "--data.weights", "2", "1"]
-
-
-def rows(out):
-    """metrics.jsonl without the clock's numbers."""
-    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("perf/", "time"))} for row in found]
-
-
-def same(one, two):
-    """Whether nested containers of tensors and numbers are equal to the last bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, two)
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same(one[k], two[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same, one, two))
-    return one == two
-
-
-def assert_equal(out, whole):
-    """Rows, weights, running mean, optimizer and generators of two runs are equal."""
-    assert rows(out) == rows(whole)
-    last = [run / "checkpoints" / f"step-{STEPS:08d}" for run in (out, whole)]
-    files = [json.loads((run / "manifest.json").read_text())["files"] for run in last]
-    for name in ("model.safetensors", "average.safetensors"):
-        assert files[0][name] == files[1][name], name
-    assert same(*(torch.load(run / "state.pt", weights_only=True) for run in last))
-    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (out, whole)]
-    assert weights[0] == weights[1]
 
 
 MICRO = ("--train.micro-batch", 6, "--data.workers", 2)
@@ -175,26 +146,6 @@ def test_the_command_itself(plain, corpus, tmp_path, forked, start, signal_name)
     assert_equal(out, plain)
 
 
-def random_kills(options_of, never_stopped, folder, forked, seed, wanted):
-    """Kills runs after random times until `wanted` kills have struck; each goes on from the last.
-
-    A run that comes through first is compared, and the next ones get less time: machines differ.
-    """
-    rng, struck, longest, out = random.Random(seed), 0, 1.2, folder / "run0"
-    while struck < wanted:
-        status, said = forked(options_of(out), kill={"after": rng.uniform(0.0, longest)})
-        if status == [-9]:
-            struck += 1
-            continue
-        assert status == [0], said
-        assert_equal(out, never_stopped)
-        longest, out = 0.7 * longest, folder / f"run{int(out.name[3:]) + 1}"
-        assert longest > 0.01, f"{struck} of {wanted} kills struck"
-    status, said = forked(options_of(out))
-    assert status == [0], said
-    assert_equal(out, never_stopped)
-
-
 def test_killed_at_random_moments(micro, corpus, tmp_path, forked):
     random_kills(lambda out: options(corpus, out, *MICRO), micro, tmp_path, forked, 1, 2)
 
@@ -273,15 +224,6 @@ def test_other_numbers_of_workers_change_nothing(plain, corpus, tmp_path, forked
         status, said = forked(options(corpus, tmp_path / "run", "--data.workers", workers), kill=kill)
         assert status == [-9 if kill and kill["signal"] == "SIGKILL" else 0], said
     assert_equal(tmp_path / "run", plain)
-
-
-def keys_of(file, world):
-    """Position -> keys of the global batch, as the ranks of the last attempt at it got them."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    found: dict[int, dict[int, list]] = {}
-    for line in lines:
-        found.setdefault(line["position"], {})[line["rank"]] = line["keys"]
-    return {k: sum((parts[r] for r in range(world(k))), []) for k, parts in found.items()}
 
 
 def test_other_numbers_of_ranks_lose_and_double_no_sample(corpus, tmp_path, forked):

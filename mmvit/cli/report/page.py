@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -154,6 +155,17 @@ def named_pictures(guesses: Sequence[Guess], thumbnail: Callable[[int], str]) ->
             f"<b>{escape(guess.label)}</b></p>{bars(rows)}</div></div>"
         )
     return f'<div class="guesses">{"".join(made)}</div>' if made else ""
+
+
+def sheets(runs: Sequence[RunFolder]) -> str:
+    """HTML of the pictures that evaluation programs drew, each under its run's name; "" for none."""
+    shown = [(run.name, sheet) for run in runs for sheet in run.sheets]
+    return "".join(
+        f"<h3>{escape(name)}</h3>"
+        f'<img class="sheet" alt="{escape(sheet.stem)}" '
+        f'src="data:image/png;base64,{base64.b64encode(sheet.read_bytes()).decode()}">'
+        for name, sheet in shown
+    )
 
 
 def curves(runs: Sequence[RunFolder]) -> str:

@@ -36,6 +36,17 @@ class RunFolder:
         """Folder of the saved model."""
         return self.path / "model"
 
+    @property
+    def kind(self) -> str:
+        """What the saved model is, e.g. dual_encoder or detector; "" when there is none."""
+        file = self.model / "config.json"
+        return json.loads(file.read_text(encoding="utf-8")).get("kind", "") if file.is_file() else ""
+
+    @property
+    def sheets(self) -> list[Path]:
+        """Pictures that the evaluation programs drew."""
+        return sorted(self.path.glob("eval/*.png"))
+
     def series(self, metric: str) -> list[tuple[float, float]]:
         """(samples seen, value) of every row that carries the metric as a finite number."""
         rows = [row for row in self.rows if isinstance(row.get(metric), int | float)]

@@ -46,6 +46,7 @@ tr.chance td { color:var(--soft); } td.words, th.words { text-align:left; white-
 .hit span.word { display:block; overflow:hidden; text-overflow:ellipsis; white-space:nowrap; }
 .tile { position:relative; background:var(--paper); border:3px solid var(--wrong); border-radius:12px; padding:6px;
   aspect-ratio:1; display:flex; align-items:center; justify-content:center; margin-bottom:4px; }
+.sheet { max-width:100%; border-radius:6px; }
 .tile img { max-width:100%; max-height:100%; display:block; }
 .right .tile { border-color:var(--good); } .right .word { color:var(--good); font-weight:600; }
 .tile .mark { position:absolute; right:-7px; top:-9px; width:22px; height:22px; border-radius:50%; color:#fff;

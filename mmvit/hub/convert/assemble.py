@@ -19,6 +19,7 @@ from mmvit.hub.convert.files.sizes import check_sizes
 from mmvit.hub.convert.keymap import Report, fill, shapes_of
 from mmvit.models.config import (
     ClassifierConfig,
+    DetectorConfig,
     DualEncoderConfig,
     ImageTowerConfig,
     TextTowerConfig,
@@ -39,7 +40,7 @@ def assemble(config: AnyConfig, state: dict[str, Tensor], report: Report, *, sou
 
     Args:
         config: of our model.
-        state: tensors under our names (with "image." and "text." before those of a pair's towers).
+        state: tensors under our names (with "image." and "text." before those of two towers).
         report: of the translation so far; completed here.
         source: what the tensors come from, for messages.
 
@@ -47,7 +48,7 @@ def assemble(config: AnyConfig, state: dict[str, Tensor], report: Report, *, sou
         ValueError: missing, unexpected or wrongly shaped tensors.
     """
     towers: dict[str, Any] = {"": config}
-    if isinstance(config, DualEncoderConfig):
+    if isinstance(config, DualEncoderConfig | DetectorConfig):
         towers = {"image.": config.image, "text.": config.text}
     elif isinstance(config, ClassifierConfig):
         towers = {"tower.": config.tower}

@@ -22,18 +22,20 @@ from mmvit.hub.convert.heads import with_head
 from mmvit.hub.convert.keymap import Line, strip_prefix, translate
 from mmvit.hub.convert.transformers import ast, beit, convnext, mae, owl, tables, videomae
 from mmvit.hub.convert.transformers.config import clip_pair_of, core_of, image_of
-from mmvit.models.config import DualEncoderConfig, ImageTowerConfig, TextTowerConfig
+from mmvit.models.config import DetectorConfig, DualEncoderConfig, ImageTowerConfig, TextTowerConfig
 from mmvit.models.overrides import override
 from mmvit.models.presets import AnyConfig
 
 
 def from_transformers(source: nn.Module | str | Path, *, head: bool = True, **overrides: Any) -> nn.Module:
-    """A tower, classifier or pair with the weights of a transformers model; `.report` tells what was done.
+    """A tower, classifier, pair or detector of a transformers model; `.report` tells what was done.
+
+    A detector carries how its pictures are resized as `.preprocess`, which `hub.save` writes.
 
     Args:
         source: a model, or a folder written by its `save_pretrained` (read without network; safetensors
             only).
-        head: False leaves a classifier out: the tower alone.
+        head: False leaves a classifier or the detection heads out: the tower or the pair of towers alone.
         overrides: fields of our config to change: `depth=11`, `norm_last=False`, `image_size=128`,
             `context_length=64`, `pool="mean"`.
 
@@ -60,31 +62,38 @@ def from_transformers(source: nn.Module | str | Path, *, head: bool = True, **ov
     if family.prepare is not None:
         state = family.prepare(state)
     ours, table = family.describe(config, state), family.table
-    if not isinstance(source, nn.Module):
-        ours = _as_fed(ours, Path(source) / "preprocessor_config.json")
+    if head and family.whole is not None and (detector := family.whole[0](config, state)) is not None:
+        ours, table = detector, family.whole[1]
+    saved = {} if isinstance(source, nn.Module) else _saved(Path(source) / "preprocessor_config.json")
+    ours = _as_fed(ours, saved)
     biases = [f"{theirs}.bias" for theirs, mine in family.heads.items() if mine == "head"]
     classes = next((len(state[bias]) for bias in biases if bias in state), 0)
     reads = {state[f"{n}.weight"].shape[1] for n in family.heads if f"{n}.weight" in state}
-    if head and classes and reads != {ours.core.out_width}:  # type: ignore[union-attr]
+    if head and classes and reads != {ours.core.out_width}:
         raise ValueError(
             f"{name}: its classifier reads more than the pooled features (DINOv2's also the mean of the "
             "patches): head=False reads the tower alone"
         )
     ours, table = with_head(ours, table, family.heads, classes if head else 0)
     translated, report = translate(state, table, source=name)
-    return assemble(override(ours, overrides), translated, report, source=name)
+    model: Any = assemble(override(ours, overrides), translated, report, source=name)
+    if isinstance(ours, DetectorConfig):
+        model.preprocess = owl.preprocess_of(config, model.config.image.image_size, saved)
+    return model
 
 
-def _as_fed(config: Any, file: Path) -> Any:
+def _saved(file: Path) -> dict[str, Any]:
+    """What a preprocessor_config.json says; nothing where there is none."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _as_fed(config: Any, saved: Mapping[str, Any]) -> Any:
     """The config with the mean and deviation of the folder's own preprocessing, where it states them."""
-    if not file.is_file():
-        return config
-    saved = json.loads(file.read_text(encoding="utf-8"))
     mean, std = saved.get("image_mean"), saved.get("image_std")
     if not (mean and std):
         return config
     stated: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)}
-    if isinstance(config, DualEncoderConfig):
+    if isinstance(config, DualEncoderConfig | DetectorConfig):
         return replace(config, image=replace(config.image, **stated))
     return replace(config, **stated) if isinstance(config, ImageTowerConfig) else config
 
@@ -173,6 +182,7 @@ class _Family:
         prefixes: that composite models put before the tower's names; the first that is found is taken off.
         heads: its classifiers' names -> ours.
         prepare: changes its tensors before the table is used.
+        whole: its config and tensors -> our detector's config or None, and the table of names for it.
     """
 
     describe: Callable[[Any, Mapping[str, Tensor]], AnyConfig]
@@ -180,6 +190,7 @@ class _Family:
     prefixes: tuple[str, ...] = ()
     heads: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    whole: tuple[Callable[[Any, Mapping[str, Tensor]], AnyConfig | None], list[Line]] | None = None
 
 
 _HEAD = {"classifier": "head"}
@@ -197,8 +208,8 @@ _FAMILIES: dict[str, _Family] = {
     "bert": _Family(_bert, tables.BERT, ("bert.",), prepare=_add_token_type),
     "clip": _Family(_clip, tables.CLIP),
     "siglip": _Family(_siglip, tables.SIGLIP),
-    "owlvit": _Family(owl.describe, owl.TABLE, ("owlvit.",)),
-    "owlv2": _Family(owl.describe, owl.TABLE, ("owlv2.",)),
+    "owlvit": _Family(owl.describe, owl.PAIR, ("owlvit.",), whole=(owl.describe_whole, owl.DETECTOR)),
+    "owlv2": _Family(owl.describe, owl.PAIR, ("owlv2.",), whole=(owl.describe_whole, owl.DETECTOR)),
     "convnextv2": _Family(
         convnext.describe, convnext.TABLE, ("convnextv2.",), _HEAD, prepare=convnext.prepare
     ),

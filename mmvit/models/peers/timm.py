@@ -1,7 +1,8 @@
 """timm's image models: features are forward_features followed by forward_head(pre_logits=True).
 
 That is the representation which timm's own classifier reads: pooled, with any norm behind the pooling, no
-logits. Folders are those of `timm.models.save_for_hf` (config.json with `architecture`, and the weights).
+logits. Tokens are what forward_features gives. Folders are those of `timm.models.save_for_hf` (config.json
+with `architecture`, and the weights).
 """
 
 from __future__ import annotations
@@ -86,3 +87,25 @@ def _create(name: str, config: ForeignImageTowerConfig, pretrained: bool) -> nn.
 def features(module: Any, pixels: Tensor) -> Tensor:
     """(B,D) of normalised pixels (B,3,H,W)."""
     return module.forward_head(module.forward_features(pixels), pre_logits=True)
+
+
+def tokens(module: Any, pixels: Tensor) -> Tensor:
+    """(B,h,w,D), the last feature map, of normalised pixels (B,3,H,W).
+
+    Raises:
+        ValueError: a model whose forward_features gives neither a map nor tokens on a known grid.
+    """
+    out = module.forward_features(pixels)
+    if isinstance(out, Tensor) and out.ndim == 4:
+        return out if getattr(module, "output_fmt", "NCHW") == "NHWC" else out.permute(0, 2, 3, 1)
+    prefix = getattr(module, "num_prefix_tokens", None)
+    patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
+    if isinstance(out, Tensor) and out.ndim == 3 and prefix is not None and patch is not None:
+        h, w = (side // p for side, p in zip(pixels.shape[-2:], patch, strict=True))
+        if out.shape[1] == prefix + h * w:
+            return out[:, prefix:].unflatten(1, (h, w))
+    shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    raise ValueError(
+        f"timm's {type(module).__name__} gives {shape} before its pooling, expected a map (B,D,h,w) "
+        "or tokens on a grid: take another model"
+    )

@@ -15,6 +15,7 @@ from mmvit.models.classifier import Classifier
 from mmvit.models.config import (
     AudioTowerConfig,
     ClassifierConfig,
+    DetectorConfig,
     DualEncoderConfig,
     ForeignImageTowerConfig,
     ImageTowerConfig,
@@ -24,6 +25,7 @@ from mmvit.models.config import (
 )
 from mmvit.models.lit import DualEncoder, build_dual_encoder
 from mmvit.models.overrides import override
+from mmvit.models.owl import OwlDetector
 from mmvit.models.presets.sizes import SIZES
 
 __all__ = [
@@ -45,6 +47,7 @@ AnyConfig = (
     | ForeignImageTowerConfig
     | TextTowerConfig
     | DualEncoderConfig
+    | DetectorConfig
     | ClassifierConfig
 )
 
@@ -118,7 +121,7 @@ def preset(name: str, **overrides: Any) -> AnyConfig:
 
 
 def create_model(name: str, **overrides: Any) -> nn.Module:
-    """A model with random weights: a tower, an image-text pair or (num_classes > 0) a classifier.
+    """A model with random weights: a tower, a pair, a detector or (num_classes > 0) a classifier.
 
     Args:
         name: one of `list_models()`.
@@ -140,6 +143,8 @@ def build_model(config: AnyConfig) -> nn.Module:
     """The module that any config describes, with random weights."""
     if isinstance(config, DualEncoderConfig):
         return DualEncoder(config)
+    if isinstance(config, DetectorConfig):
+        return OwlDetector(config)
     if isinstance(config, ClassifierConfig):
         return Classifier(config)
     if isinstance(config, TextTowerConfig):

@@ -1,0 +1,1 @@
+"""mmvit-demo: pages in the browser, and their command-line forms."""

@@ -1,0 +1,1 @@
+"""Readers of other annotation formats for scripts/make_shards.py."""
