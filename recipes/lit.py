@@ -288,11 +288,7 @@ def train(config: Config, run: Run) -> None:
     task = ContrastiveTask(
         parts.pair, config.loss.kind, config.loss.duplicates, lock, config.loss.block or None
     )
-    frozen = freezing.freeze(task, [*((name, None) for name in config.model.frozen), *lock.rules()])
-    if unknown := set(config.model.frozen) & set(frozen.unused):
-        raise UserError(
-            f"--model.frozen {unknown.pop()} matches no parameter; names look like model.text.core…"
-        )
+    frozen = freezing.freeze_listed(task, config.model.frozen, lock.rules())
     log.line(freezing.table(task, frozen, depth=3))
     optimizer = build_optimizer(task, frozen, config.optim)
     log.line(summary(optimizer))

@@ -87,7 +87,7 @@ class Model:
 
     Attributes:
         pair: folder of an image-text pair, or of a detector that learns on.
-        weights: pair, or random: the same architecture from scratch, for comparison.
+        weights: pair, or random: the same architecture from scratch, nothing frozen, for comparison.
         image_size: side of the square that pictures are padded to, in pixels; 0 = the pair's own.
         query_length: tokens of a query; at most the text tower's context.
         pad: value 0..255 around pictures that are not square; grey 128 as in OWL-ViT's training, 0 in OWLv2.
@@ -316,11 +316,8 @@ def train(config: Config, run: Run) -> None:
         loss.weights,
         loss.objectness if parts.model.objectness_head is not None else 0.0,
     )
-    frozen = freezing.freeze(task, [*((name, None) for name in config.model.frozen), (".*", 1.0)])
-    if unknown := set(config.model.frozen) & set(frozen.unused):
-        raise UserError(
-            f"--model.frozen {unknown.pop()} matches no parameter; names look like model.text.core…"
-        )
+    listed = config.model.frozen if config.model.weights == "pair" else ()
+    frozen = freezing.freeze_listed(task, listed, [(".*", 1.0)])
     log.line(freezing.table(task, frozen, depth=3))
     optimizer = build_optimizer(task, frozen, config.optim)
     log.line(summary(optimizer))

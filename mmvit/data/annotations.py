@@ -123,8 +123,10 @@ def usable_objects(meta: Mapping[str, Any], size: tuple[int, int], note: Note) -
             rest["area"] = area * sx * sy
         scaled = [x0 * sx, y0 * sy, x1 * sx, y1 * sy] if (sx, sy) != (1, 1) else thing["box"]
         kept.append({**rest, "box": scaled})
-    exhaustive = meta.get("exhaustive") is True
-    return {**meta, "width": size[1], "height": size[0], "objects": kept, "exhaustive": exhaustive}
+    usable = {**meta, "width": size[1], "height": size[0], "objects": kept}
+    if "exhaustive" in meta:
+        usable["exhaustive"] = meta["exhaustive"] is True
+    return usable
 
 
 def objects_of(meta: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -86,6 +86,20 @@ def freeze(module: nn.Module, rules: Rules) -> Freeze:
     return Freeze(multipliers=multipliers, locked=locked, unused=unused)
 
 
+def freeze_listed(module: nn.Module, listed: Sequence[str], rules: Rules) -> Freeze:
+    """The same with patterns that the user listed as --model.frozen before the recipe's own rules.
+
+    Raises:
+        UserError: as `freeze`, or a listed pattern that decides nothing.
+    """
+    frozen = freeze(module, [*((pattern, None) for pattern in listed), *rules])
+    if unknown := set(listed) & set(frozen.unused):
+        raise UserError(
+            f"--model.frozen {unknown.pop()} matches no parameter; names look like model.text.core…"
+        )
+    return frozen
+
+
 def lock(module: nn.Module) -> nn.Module:
     """`module` frozen for good: no gradients, eval mode, and deaf to train()."""
     module.requires_grad_(False)

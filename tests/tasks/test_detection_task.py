@@ -164,9 +164,9 @@ def test_objectness_moves_its_own_head_only():
 
 def test_four_pictures_are_learnt():
     batch, task = scenes(), DetectionTask(detector(box_bias="center"))
-    optimizer = torch.optim.Adam(task.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(task.parameters(), lr=4e-3)
     losses = []
-    for _ in range(120):
+    for _ in range(150):
         out = task(batch)
         optimizer.zero_grad()
         out["loss"].backward()
@@ -174,7 +174,7 @@ def test_four_pictures_are_learnt():
         optimizer.step()
         losses.append(out["loss"].item())
     assert losses[-1] < losses[0] / 10
-    assert out["match_top1"] == 1
+    assert out["match_top1"].item() == pytest.approx(1)
     with torch.no_grad():
         logits, boxes, *_ = task.eval().embed(batch)
     for b in range(4):
