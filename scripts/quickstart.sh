@@ -125,7 +125,7 @@ both measure_a measure_b
 found=$runs/detector/eval
 [ -e "$found/detection.json" ] || timed detection $python eval/detection.py --model "$runs/detector/model" --out "$found/detection.json" \
     --data data/corpus/val/scenes data/corpus/test_style/scenes data/corpus/test_concept/scenes \
-    --seen data/corpus/train/scenes --templates plain --one-shot 3 --picture "$found/scenes.png"
+    --seen data/corpus/train/scenes --templates plain --one-shot 1 --precision bf16 --picture "$found/scenes.png"
 
 say "[8/8] report"
 $python - "$runs/times.tsv" "$runs/times.json" <<'PY'

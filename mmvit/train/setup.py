@@ -96,11 +96,6 @@ class Run:
     train: TrainConfig
     precision: str
 
-    @property
-    def local_batch(self) -> int:
-        """Samples of the global batch on this rank."""
-        return self.train.batch_size // self.accelerator.num_processes
-
     def close(self) -> None:
         """Ends logs, trackers and signal handling."""
         self.log.close()
