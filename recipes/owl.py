@@ -9,6 +9,9 @@ Source: OWL-ViT, Minderer et al. 2022 (arXiv:2205.06230); OWLv2, Minderer et al.
 
 --model.pair is what recipes/lit.py wrote, a converted CLIP or SigLIP, or a detector (its heads are kept).
 Shards carry boxes in their JSON (docs/data.md); scripts/make_shards.py makes them from COCO and LVIS files.
+Reached by `scripts/quickstart.sh` (preset corpus, 400 steps, 8.5 minutes on 2 cores), AP / AP50 in percent:
+labels of training drawn in an unseen style 2.8 / 6.9, labels never trained 1.0 / 2.4; from random weights
+(--model.weights random) 0.00 / 0.01 and 0.01 / 0.04.
 """
 
 from __future__ import annotations

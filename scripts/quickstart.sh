@@ -124,7 +124,7 @@ measure_b() {
 both measure_a measure_b
 found=$runs/detector/eval
 [ -e "$found/detection.json" ] || timed detection $python eval/detection.py --model "$runs/detector/model" --out "$found/detection.json" \
-    --data data/corpus/val/scenes data/corpus/test_style/scenes data/corpus/test_concept/scenes \
+    --data data/corpus/test_style/scenes data/corpus/test_concept/scenes \
     --seen data/corpus/train/scenes --templates plain --one-shot 1 --precision bf16 --picture "$found/scenes.png"
 
 say "[8/8] report"
@@ -136,7 +136,7 @@ for line in open(sys.argv[1]):
     seconds[name] += int(spent)
 json.dump(seconds, open(sys.argv[2], "w"))
 PY
-$python eval/report.py --out "$runs/report.html" --timing "$runs/times.json" --train "$train" \
+$python eval/report.py --title "What the runs learned" --out "$runs/report.html" --timing "$runs/times.json" --train "$train" \
     --data data/corpus/test_style/emoji data/corpus/test_concept/emoji --runs \
     "LU: EfficientNet locked, MiniLM tuned=$runs/LU" "Lu: EfficientNet locked, text from scratch=$runs/Lu" \
     "LU: DINOv2 locked, MiniLM tuned=$runs/LU_dinov2" "uu: both from scratch=$runs/uu" "detector: DINOv2 pair, boxes learned=$runs/detector"

@@ -69,8 +69,10 @@ def comparison(blocks: Sequence[Block]) -> str:
     text = (
         "Percent. <b>Zero-shot</b>: a picture is named out of all the labels of its split. "
         "<b>Retrieval</b>: a caption looks for its picture, or a picture for its caption, among all of the "
-        "split; R@K asks whether a right one is among the first K. Bold green is the best run; chance is "
-        "what a random order reaches."
+        "split; R@K asks whether a right one is among the first K. <b>Detection</b>: average precision of "
+        "boxes, every label of the split asked in every scene; apart for labels that training had boxes of; "
+        "one-shot asks with a box in place of a name. Bold green is the best run; chance is what a random "
+        "order reaches, of boxes: the same boxes under wrong names."
     )
     return f'<p class="soft">{text}</p>' + "".join(_table(block) for block in blocks)
 
