@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmvit.cli.detector import OpenDetector, open_detector
 from mmvit.cli.pair import progress
@@ -94,36 +94,31 @@ def search(config: Config, detector: OpenDetector, urls: str, classes: Classes |
             detector.model,
             detector.tokenizer,
             urls,
-            preprocess=detector.preprocess,
             classes=classes,
             templates=read_templates(config.templates),
             ensemble=config.ensemble,
-            top_k=config.top_k,
-            batch_size=config.batch_size,
-            precision=config.precision,
-            workers=config.workers,
-            rank=detector.rank,
-            world_size=detector.world_size,
-            progress=step,
+            **_reading(config, detector, step),
         )
 
 
 def search_with_boxes(config: Config, detector: OpenDetector, urls: str) -> list[Searched]:
     """What boxes of other pictures find there, one entry a draw."""
     with progress(f"one-shot {urls}", 2 * _share(detector, urls), quiet=detector.rank > 0) as step:
-        return one_shot(
-            detector.model,
-            urls,
-            preprocess=detector.preprocess,
-            draws=config.one_shot,
-            top_k=config.top_k,
-            batch_size=config.batch_size,
-            precision=config.precision,
-            workers=config.workers,
-            rank=detector.rank,
-            world_size=detector.world_size,
-            progress=step,
-        )
+        return one_shot(detector.model, urls, draws=config.one_shot, **_reading(config, detector, step))
+
+
+def _reading(config: Config, detector: OpenDetector, step: Callable[[int], None]) -> dict[str, Any]:
+    """How the pictures are read, computed and shared by the processes."""
+    return {
+        "preprocess": detector.preprocess,
+        "top_k": config.top_k,
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "workers": config.workers,
+        "rank": detector.rank,
+        "world_size": detector.world_size,
+        "progress": step,
+    }
 
 
 def measure(

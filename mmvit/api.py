@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmvit.data.pixels import BadSample
-from mmvit.errors import UserError, nearest
+from mmvit.data.inputs import ReadPicture, as_list
+from mmvit.errors import nearest
 from mmvit.evaluators.prompts import Classes, class_embeddings, resolve_classes
 from mmvit.hub.folder import Loaded
 from mmvit.hub.folder import load as load_folder
@@ -342,45 +340,6 @@ class ZeroShotClassifier:
             return self.model.encode(text=prompts, batch_size=self.batch_size)
 
         return class_embeddings(encode, classes, self.templates)
-
-
-class ReadPicture:
-    """Preprocesses picture number i, and says which one it was when that fails.
-
-    Args:
-        preprocess: a picture in any form -> what is wanted of it.
-        start: number of the first picture.
-        what: what messages call a picture.
-    """
-
-    def __init__(self, preprocess: Callable[[Any], Any] | None, start: int, what: str = "image") -> None:
-        assert preprocess is not None
-        self.preprocess, self.start, self.what = preprocess, start, what
-
-    def __call__(self, i: int, picture: Any) -> Any:
-        """What `preprocess` makes of picture start + i.
-
-        Raises:
-            FileNotFoundError: a path that is not there.
-            ValueError: a picture that cannot be read.
-        """
-        if isinstance(picture, str | os.PathLike) and not Path(picture).is_file():
-            raise FileNotFoundError(f"{self.what} {self.start + i}: no file '{os.fspath(picture)}'")
-        try:
-            return self.preprocess(picture)
-        except (BadSample, UserError) as error:
-            where = f" '{os.fspath(picture)}'" if isinstance(picture, str | os.PathLike) else ""
-            raise ValueError(f"{self.what} {self.start + i}{where}: {error}") from None
-
-
-def as_list(modality: str, value: Any) -> Sequence[Any]:
-    """The inputs of a modality as a sequence; a single one becomes a list of one."""
-    single = (
-        isinstance(value, str | bytes | os.PathLike) or hasattr(value, "resize") and hasattr(value, "mode")
-    )
-    if single or (modality == "image" and isinstance(value, np.ndarray) and value.ndim < 4):
-        return [value]
-    return value if hasattr(value, "__getitem__") and hasattr(value, "__len__") else list(value)
 
 
 def _steps(count: int, batch_size: int, show_progress: bool) -> Iterator[int]:

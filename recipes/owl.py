@@ -89,7 +89,7 @@ class Model:
     """The detector.
 
     Attributes:
-        pair: folder of an image-text pair, or of a detector that learns on.
+        pair: folder of an image-text pair, or of a detector that learns on with its size, padding and heads.
         weights: pair, or random: the same architecture from scratch, nothing frozen, for comparison.
         image_size: side of the square that pictures are padded to, in pixels; 0 = the pair's own.
         query_length: tokens of a query; at most the text tower's context.

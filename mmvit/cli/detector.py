@@ -6,13 +6,11 @@ Started by `torchrun` or `accelerate launch`, the processes join one group and s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from mmvit.cli.pair import find_device, join_processes
+from mmvit.cli.pair import open_saved
 from mmvit.data.image import ImagePreprocess
 from mmvit.data.tokenizer import Tokenizer
-from mmvit.errors import UserError
-from mmvit.hub.folder import load
 from mmvit.models.owl import OwlDetector
 
 
@@ -49,16 +47,9 @@ def open_detector(folder: str, device: str = "auto") -> OpenDetector:
     Raises:
         UserError: no such folder, a damaged one, no detector in it, or no such device.
     """
-    where = find_device(device)
-    try:
-        loaded = load(folder)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(str(error)) from None
-    if not isinstance(loaded.model, OwlDetector):
-        kind = loaded.config.get("kind")
-        raise UserError(f"'{folder}' holds a {kind}: this needs a detector, as recipes/owl.py trains one")
+    what = "a detector, as recipes/owl.py trains one"
+    loaded, ranks = open_saved(folder, device, OwlDetector, what)
     assert loaded.preprocess is not None
     assert loaded.tokenizer is not None
-    rank, world_size = join_processes()
-    model = loaded.model.to(where).eval()
-    return OpenDetector(folder, model, loaded.preprocess, loaded.tokenizer, loaded.config, rank, world_size)
+    model = cast(OwlDetector, loaded.model)
+    return OpenDetector(folder, model, loaded.preprocess, loaded.tokenizer, loaded.config, *ranks)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -22,7 +22,7 @@ from mmvit.data.tokenizer import Tokenizer
 from mmvit.errors import UserError
 from mmvit.evaluators.embed import Embedded, text_encoder
 from mmvit.evaluators.image_text import embed_pictures, read_facts, with_image
-from mmvit.hub.folder import load
+from mmvit.hub.folder import Loaded, load
 from mmvit.models.lit import DualEncoder
 
 
@@ -61,20 +61,14 @@ def open_pair(folder: str, device: str = "auto") -> Pair:
     Raises:
         UserError: no such folder, a damaged one, no image-text pair in it, or no such device.
     """
-    where = find_device(device)
-    try:
-        loaded = load(folder)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(str(error)) from None
-    if not isinstance(loaded.model, DualEncoder):
-        kind = loaded.config.get("kind")
-        raise UserError(f"'{folder}' holds a {kind}: this needs a dual_encoder (image and text tower)")
+    loaded, (rank, world_size) = open_saved(
+        folder, device, DualEncoder, "a dual_encoder (image and text tower)"
+    )
     assert loaded.preprocess is not None
     assert loaded.tokenizer is not None
-    rank, world_size = join_processes()
     return Pair(
         folder,
-        loaded.model.to(where).eval(),
+        cast(DualEncoder, loaded.model),
         loaded.preprocess,
         loaded.tokenizer,
         loaded.config,
@@ -82,6 +76,29 @@ def open_pair(folder: str, device: str = "auto") -> Pair:
         rank,
         world_size,
     )
+
+
+def open_saved(folder: str, device: str, kind: type, what: str) -> tuple[Loaded, tuple[int, int]]:
+    """(what a folder holds, its model on the device; rank and number of the processes, now in one group).
+
+    Args:
+        folder: of a saved model.
+        device: as `open_pair` takes it.
+        kind: class of model that is expected.
+        what: that, in words.
+
+    Raises:
+        UserError: no such folder, a damaged one, another kind of model in it, or no such device.
+    """
+    where = find_device(device)
+    try:
+        loaded = load(folder)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from None
+    if not isinstance(loaded.model, kind):
+        raise UserError(f"'{folder}' holds a {loaded.config.get('kind')}: this needs {what}")
+    loaded.model.to(where).eval()
+    return loaded, join_processes()
 
 
 def has_features(pair: Pair, urls: str, fingerprint: str) -> bool:

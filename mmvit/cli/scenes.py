@@ -14,10 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmvit.boxes import iou
 from mmvit.cli.demo.draw import draw
-from mmvit.cli.report.gallery import chosen
-from mmvit.data.decode import PICTURES
+from mmvit.cli.report.gallery import RawPictures, chosen
 from mmvit.data.pixels import load_rgb
-from mmvit.data.shards import ShardIndex
 from mmvit.evaluators.detection_split import Searched
 from mmvit.evaluators.detection_truth import Truth
 from mmvit.types import Detections
@@ -41,10 +39,10 @@ def draw_sheet(
         threshold: lowest score of a box that is drawn.
         columns: scenes side by side.
     """
-    rows = chosen([truth.key for truth in searched.truths], count)
+    rows, pictures = chosen([truth.key for truth in searched.truths], count), RawPictures(urls)
     tiles = [
         _tile(
-            read_picture(urls, searched.index[row]),
+            upright(pictures(searched.index[row])),
             searched.predictions[row],
             searched.truths[row],
             searched.categories,
@@ -68,16 +66,10 @@ def draw_sheet(
     return sheet
 
 
-def read_picture(urls: str, number: int) -> Image.Image:
-    """The RGB picture of sample `number` over all shards, upright, in its own size."""
-    for pattern in urls.split("::"):
-        index = ShardIndex.open(pattern.strip())
-        if number < index.samples:
-            raw = index.read(number, lambda extension: extension in PICTURES)
-            data = next(raw[extension] for extension in PICTURES if extension in raw)
-            return load_rgb(Image.open(io.BytesIO(data)), _WHITE)
-        number -= index.samples
-    raise IndexError(f"sample {number} beyond the last one of {urls}")
+def upright(data: bytes | None) -> Image.Image:
+    """The RGB picture of a sample that was searched, upright, in its own size."""
+    assert data is not None
+    return load_rgb(Image.open(io.BytesIO(data)), _WHITE)
 
 
 def _tile(

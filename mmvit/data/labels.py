@@ -47,13 +47,14 @@ class LabelCounts:
         Source: Efraimidis and Spirakis 2006: the smallest exponential variables with these rates are a
         weighted sample without replacement.
         """
-        left = [i for i, name in enumerate(self.names) if name not in without]
-        number = min(number, len(left))
-        if number <= 0:
+        if number <= 0 or not self.names:
             return []
-        uniform = np.random.default_rng(rng.getrandbits(64)).random(len(self.names))
-        times = -np.log1p(-uniform[left]) / self.counts[left]
-        return [self.names[left[i]] for i in np.argsort(times, kind="stable")[:number]]
+        times = -np.log1p(-np.random.default_rng(rng.getrandbits(64)).random(len(self.names))) / self.counts
+        # A source may have 100,000 labels: only as many are sorted and looked at as can be needed.
+        needed = min(len(times), number + len(without))
+        first = np.argpartition(times, needed - 1)[:needed]
+        drawn = (self.names[i] for i in first[np.argsort(times[first], kind="stable")])
+        return [name for name in drawn if name not in without][:number]
 
 
 class LabelCounter:

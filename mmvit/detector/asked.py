@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmvit.api import as_list
+from mmvit.data.inputs import as_list
 from mmvit.detector.bank import QueryBank
 
 

@@ -16,8 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmvit.api import Embedder, ReadPicture, as_list
+from mmvit.api import Embedder
 from mmvit.data.image import ImagePreprocess
+from mmvit.data.inputs import ReadPicture, as_list
 from mmvit.data.tokenizer import Tokenizer
 from mmvit.detector.asked import Asked, resolve, rows_of_sets
 from mmvit.detector.bank import ENSEMBLES, Ensemble, QueryBank, check_bank, no_queries

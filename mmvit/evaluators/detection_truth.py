@@ -119,7 +119,7 @@ def read_truth(meta: Mapping[str, Any], categories: Mapping[str, int], key: str 
         area=area,
         negatives=_numbers(meta.get("negatives"), categories),
         not_exhaustive=_numbers(meta.get("not_exhaustive"), categories),
-        exhaustive=bool(meta.get("exhaustive", False)),
+        exhaustive=meta.get("exhaustive") is True,
         key=key,
         size=size,
         left_out=dict(left_out),
@@ -133,10 +133,11 @@ def label_of(thing: Any) -> str:
 
 
 def label_counts(metas: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Canonical label -> in how many pictures it has a box, labels sorted."""
+    """Canonical label -> in how many pictures it has a box of its own (crowds are none), labels sorted."""
     found: Counter[str] = Counter()
     for meta in metas:
-        found.update({label_of(thing) for thing in meta.get("objects") or ()} - {""})
+        single = (t for t in meta.get("objects") or () if not (isinstance(t, dict) and t.get("crowd")))
+        found.update({label_of(thing) for thing in single} - {""})
     return dict(sorted(found.items()))
 
 

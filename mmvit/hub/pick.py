@@ -103,6 +103,11 @@ def pick_detector(
             )
     except (ValueError, OSError) as error:
         raise UserError(f"detector {spec}: {error}") from None
+    if preprocess is not None and image_size and preprocess.size != (image_size, image_size):
+        raise UserError(
+            f"{spec} is a detector for {preprocess.size[1]} x {preprocess.size[0]} pixels and stays one: "
+            f"image size {image_size} needs the pair that it came from"
+        )
     if not isinstance(detector, OwlDetector) or preprocess is None or loaded.tokenizer is None:
         raise UserError(f"{spec} holds a {loaded.config['kind']}, expected a pair of towers or a detector")
     longest = min(detector.config.text.context_length, query_length)

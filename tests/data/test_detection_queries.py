@@ -112,3 +112,16 @@ def test_mosaics_come_as_often_as_asked():
     drawn = Counter(augment.draw_grid(random.Random(i)) for i in range(4000))
     for grid, share in ((1, 0.5), (2, 0.25), (5, 0.25)):
         assert drawn[grid] / 4000 == pytest.approx(share, abs=0.03)
+
+
+def test_drawing_sorts_only_what_it_needs_and_draws_the_same():
+    names = [f"label {i:04d}" for i in range(500)]
+    source = LabelCounts(names, np.arange(1.0, 501.0), frozenset())
+    without = set(names[400::2]) | {"unknown"}
+    for seed in range(20):
+        uniform = np.random.default_rng(random.Random(seed).getrandbits(64)).random(500)
+        order = np.argsort(-np.log1p(-uniform) / source.counts, kind="stable")
+        expected = [names[i] for i in order if names[i] not in without]
+        for number in (1, 50, 450, 600):
+            assert source.draw(number, without, random.Random(seed)) == expected[:number]
+    assert source.draw(0, (), random.Random(0)) == []

@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from mmvit.cli.detector import open_detector
-from mmvit.cli.scenes import draw_sheet, read_picture
+from mmvit.cli.report.gallery import RawPictures
+from mmvit.cli.scenes import draw_sheet, upright
 from mmvit.data.image import ImagePreprocess
 from mmvit.data.text import ClipTokenizer
 from mmvit.data.write import ShardWriter
@@ -219,7 +220,7 @@ def test_mistakes_are_one_line(program, detector, model, scenes, tmp_path, chang
 
 
 def test_the_sheet_shows_boxes_where_they_are(scenes):
-    first = read_picture(str(scenes), 9)
+    first = upright(RawPictures(str(scenes))(9))
     truth = make_truth([[2, 2, 20, 20]], [0], key="s9", size=(first.height, first.width))
     box = torch.tensor([[1.0, 1, 25, 25]]).repeat(3, 1)
     found = Detections(box, torch.tensor([0.9, 0.5, 0.05]), torch.tensor([0, 1, 1]), [])

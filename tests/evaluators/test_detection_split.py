@@ -16,7 +16,7 @@ from mmvit.errors import UserError
 from mmvit.evaluators.detection import evaluate
 from mmvit.evaluators.detection_one_shot import draw_references, one_shot, one_shot_metrics
 from mmvit.evaluators.detection_split import detect_split, gathered, labels_of, query_rows
-from mmvit.evaluators.detection_truth import make_truth
+from mmvit.evaluators.detection_truth import label_counts, make_truth
 from mmvit.heads.detect import grid_mask
 from mmvit.types import Candidates, Detections
 
@@ -221,3 +221,9 @@ def test_references_depend_on_seed_and_category_alone():
         i: dataclasses.replace(t, labels=np.where(t.labels == 0, 2, t.labels)) for i, t in truths.items()
     }
     assert draw_references(fewer, names, seed=0)["b"] == drawn["b"]
+
+
+def test_labels_that_only_crowds_have_are_not_asked():
+    crowd = {"label": "sheep", "box": [0, 0, 4, 4], "crowd": True}
+    own = {"label": "Dog", "box": [0, 0, 2, 2]}
+    assert label_counts([{"objects": [crowd, own]}, {"objects": [own, own]}]) == {"dog": 2}

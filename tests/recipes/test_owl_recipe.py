@@ -144,6 +144,8 @@ def test_a_detector_learns_on(learned, owl, losses):
     assert all(torch.allclose(after[name], value, atol=1e-9) for name, value in before.items())
     on = owl({"--model.pair": learned / "model", "--train.batch-size": 8}, "on")
     assert losses(on)[0] < 0.8 * losses(learned)[0], "its heads are not begun anew"
+    with pytest.raises(UserError, match="is a detector for 48 x 48 pixels and stays one: image size 96"):
+        owl({"--model.pair": learned / "model", "--model.image-size": 96}, "resized")
 
 
 def test_from_the_pair_or_at_random(scenes, owl):

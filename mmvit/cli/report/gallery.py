@@ -54,6 +54,22 @@ class Guess:
     classes: list[tuple[str, float]]
 
 
+class RawPictures:
+    """The pictures of shards as they were written, by their number over all of `urls`."""
+
+    def __init__(self, urls: str) -> None:
+        self._sources = [ShardIndex.open(pattern.strip()) for pattern in urls.split("::")]
+
+    def __call__(self, number: int) -> bytes | None:
+        """The file of sample `number`, None where it has no picture."""
+        for index in self._sources:
+            if number < index.samples:
+                raw = index.read(number, lambda extension: extension in PICTURES)
+                return next((raw[e] for e in PICTURES if e in raw), None)
+            number -= index.samples
+        raise IndexError("beyond the last sample")
+
+
 @dataclass
 class Thumbnails:
     """Pictures of one split as data URIs, each made once."""
@@ -62,18 +78,12 @@ class Thumbnails:
     made: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._sources = [ShardIndex.open(pattern.strip()) for pattern in self.urls.split("::")]
+        self._pictures = RawPictures(self.urls)
 
     def __call__(self, number: int) -> str:
         """data:image/webp;base64,… of sample `number`, on white, at most 144 pixels wide and high."""
         if number not in self.made:
-            i = number
-            for index in self._sources:
-                if i < index.samples:
-                    break
-                i -= index.samples
-            raw = index.read(i, lambda extension: extension in PICTURES)
-            data = next((raw[e] for e in PICTURES if e in raw), None)
+            data = self._pictures(number)
             self.made[number] = _uri(data) if data else ""
         return self.made[number]
 
