@@ -11,7 +11,7 @@ from mmvit.data.pixels import open_image, upright_size
 from mmvit.data.text import ClipTokenizer
 from mmvit.data.write import ShardWriter
 from mmvit.errors import UserError
-from mmvit.evaluators.detection_truth import label_counts, read_truth
+from mmvit.evaluators.detection_truth import label_of, read_truth
 from mmvit.models.config import DetectorConfig, ImageTowerConfig, TextTowerConfig
 from mmvit.models.core_config import CoreConfig
 from mmvit.models.owl import OwlDetector
@@ -140,7 +140,8 @@ def test_a_fault_costs_its_own_boxes_and_no_others(case, tmp_path, told, train, 
         assert batch.keys == good
         assert evaluated.skipped[case.reason] == (1 if case.reason else 0)
         assert torch.isfinite(batch.regions).all()
-        names = {name: i for i, name in enumerate(label_counts(batch.meta))}
+        named = (label_of(thing) for meta in batch.meta for thing in meta.get("objects") or ())
+        names = {name: i for i, name in enumerate(sorted(set(named) - {""}))}
         for key, meta in zip(batch.keys, batch.meta, strict=True):
             truth = read_truth(meta, names)
             assert truth.boxes.tolist() == (case.boxes if key == "odd" else BOTH)
