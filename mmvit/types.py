@@ -22,9 +22,11 @@ class Sample:
         source: name of the data source (a shard pattern's stem).
         image: (C,H,W) uint8, RGB, 0..255, after preprocessing.
         image_embedding: (D,) float32, the image tower's cached pre-head features, not normalised.
-        video: (T,C,H,W) uint8 frames.
-        audio: (S,) float32 mono waveform in [-1,1].
+        video: (C,T,H,W) uint8 frames, RGB.
+        audio: what its preprocessing gives: (S,) float32 mono waveform in -1..1, or (T,M) float32 log-mel
+            frames, normalised.
         text: the caption that was chosen for this draw.
+        candidates: captions near the clip in time, the sample's own first; None where it has no text.
         boxes: annotated boxes of the image.
         meta: the sample's JSON, as it was written.
         group: 63-bit hash; samples with equal groups show "the same" thing (equal caption or label).
@@ -37,6 +39,7 @@ class Sample:
     video: Tensor | None = None
     audio: Tensor | None = None
     text: str | None = None
+    candidates: list[str] | None = None
     boxes: Boxes | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     group: int = 0
@@ -50,8 +53,17 @@ class Batch:
         keys: B sample keys.
         image: (B,C,H,W) uint8, RGB 0..255 (towers normalise), or float already normalised.
         image_embedding: (B,D) float32 cached pre-head image features.
+        image_mask: (B,) bool, True = the sample has a picture; None = all have.
+        video: (B,C,T,H,W) uint8 frames, RGB 0..255 (towers normalise), or float already normalised; zeros for
+            samples without.
+        video_mask: (B,) bool, True = the sample has a clip; None = all have.
+        audio: (B,S) float32 waveforms or (B,T,M) float32 log-mel frames; zeros for samples without.
+        audio_mask: (B,) bool, True = the sample has sound; None = all have.
         text: (B,L) int64 token ids.
         text_mask: (B,L) bool, True = real token.
+        candidates: (B,P,L) int64 token ids of each sample's captions near in time, its own first.
+        candidates_mask: (B,P,L) bool, True = real token.
+        candidate_mask: (B,P) bool, True = real caption; a row of False is a sample without text.
         queries: (B,Q,L) int64 token ids of each picture's own queries, padded to Q.
         queries_mask: (B,Q,L) bool, True = real token.
         query_mask: (B,Q) bool, True = real query.
@@ -71,10 +83,16 @@ class Batch:
     keys: list[str]
     image: Tensor | None = None
     image_embedding: Tensor | None = None
+    image_mask: Tensor | None = None
     video: Tensor | None = None
+    video_mask: Tensor | None = None
     audio: Tensor | None = None
+    audio_mask: Tensor | None = None
     text: Tensor | None = None
     text_mask: Tensor | None = None
+    candidates: Tensor | None = None
+    candidates_mask: Tensor | None = None
+    candidate_mask: Tensor | None = None
     queries: Tensor | None = None
     queries_mask: Tensor | None = None
     query_mask: Tensor | None = None

@@ -1,7 +1,8 @@
-"""Image features cached as shards: embed once with a locked tower, then tune text towers many times faster.
+"""Features cached as shards: embed once with a locked tower, then tune text towers many times faster.
 
-Source: LiT, Zhai et al. 2022 (arXiv:2111.07991), section 5.6 and appendix G: valid for a locked image tower
-and preprocessing without chance (or with the chance frozen into a number of views).
+What the tower takes, pictures, sounds or clips, is what is read of the samples.
+Source: LiT, Zhai et al. 2022 (arXiv:2111.07991), section 5.6 and appendix G: valid for a locked tower and
+preprocessing without chance (or with the chance frozen into a number of views).
 
     python recipes/embed_shards.py --model TOWER --data 'data/corpus/train/*/*.tar' --out DIR
     ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 recipes/embed_shards.py …
@@ -22,7 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmvit.data.cache import MEAN
-from mmvit.data.decode import PICTURES
+from mmvit.data.clip import ClipPreprocess, ClipReader
+from mmvit.data.decode import Decoder
 from mmvit.data.folder import Shard, write_index
 from mmvit.data.image import ImageAugment, ImagePreprocess
 from mmvit.data.offsets import save_offsets, scan_tar, write_atomic
@@ -43,13 +45,23 @@ from mmvit.data.workers import read_ahead, share
 from mmvit.data.write import ShardWriter, safe_key
 from mmvit.errors import UserError, one_line
 from mmvit.hub.fingerprint import fingerprint
-from mmvit.hub.towers import load_image_tower
+from mmvit.hub.plain import kind_of
+from mmvit.hub.towers import load_tower
 from mmvit.models.towers import bare
 from mmvit.options import parse
 from mmvit.train.memory import keep_memory
 from mmvit.train.setup import choose_precision, set_threads
 
 COPIED = ("txt", "json")
+NOUNS = {"image": "a picture", "audio": "a sound", "video": "a clip"}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the tower takes: a field of samples (image, audio or video), and how it is prepared."""
+
+    field: str
+    preprocess: ImagePreprocess | ClipPreprocess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,24 +69,26 @@ class Config:
     """What to embed with what.
 
     Attributes:
-        model: folder of a saved image tower or pair, or a peer's "library:folder".
+        model: folder of a saved tower or pair (of pictures, sounds or clips), or a peer's "library:folder".
         image_size: side in pixels to feed the tower; 0 = its own.
+        seconds: length of the sounds or clips to feed it; 0 = its own.
         data: shard pattern(s), "::" between several; their folders' structure is kept below --out.
         out: folder of the new shards.
-        views: features per picture: view 0 is the plain preprocessing, the others random crops fixed by
-            (key, view).
-        flip: probability of a left-right flip in views 1 and up.
+        views: features per sample: view 0 is the plain preprocessing, the others are random crops of
+            pictures, random windows of sounds and clips, fixed by (key, view).
+        flip: probability of a left-right flip of pictures in views 1 and up.
         seed: of the random views.
         dtype: of the stored features; float16 rounds cosines by about 1e-4.
         precision: of the tower: auto, fp32 or bf16.
-        batch_size: pictures at once, per process.
-        workers: processes that decode pictures, per process; 0 = none.
+        batch_size: inputs of the tower at once, per process.
+        workers: processes that decode, per process; 0 = none.
         threads: CPU threads of the tower; 0 = the machine's cores shared by its processes.
     """
 
     preset: str = "default"
     model: str = ""
     image_size: int = 0
+    seconds: float = 0.0
     data: str = ""
     out: str = ""
     views: int = 1
@@ -92,25 +106,32 @@ PRESETS = {"default": Config(), "tiny": Config(batch_size=8, workers=0)}
 
 @dataclass
 class Item:
-    """One sample on its way: key, members to copy, pixels (V,3,H,W) uint8 or the reason there are none."""
+    """One sample on its way: key, members to copy, V views of what the tower takes or why there are none."""
 
     key: str
     members: dict[str, bytes]
-    pixels: Tensor | None = None
+    views: Tensor | None = None
     bad: str = ""
     failure: str = ""
 
 
-@dataclass
-class Pictures(Dataset[Item]):
-    """Samples first..stop-1 of an index, with their pictures in all views."""
+class Views(Dataset[Item]):
+    """Samples first..stop-1 of an index in all views, each as a decoder of the tower's field makes it."""
 
-    index: ShardIndex
-    first: int
-    stop: int
-    config: Config
-    preprocess: ImagePreprocess
-    augment: ImageAugment = field(default_factory=ImageAugment)
+    def __init__(self, index: ShardIndex, first: int, stop: int, config: Config, seen: Seen) -> None:
+        self.index, self.first, self.stop = index, first, stop
+        self.config, self.field = config, seen.field
+        reader = None
+        if isinstance(seen.preprocess, ClipPreprocess):
+            one = {name: name == seen.field for name in ("video", "audio")}
+            reader = ClipReader(preprocess=seen.preprocess, **one)
+        pictures = seen.preprocess if isinstance(seen.preprocess, ImagePreprocess) else ImagePreprocess()
+        self.plain = Decoder(fields=(seen.field,), preprocess=pictures, clip=reader)
+        self.drawn = replace(
+            self.plain,
+            augment=ImageAugment(flip=config.flip),
+            clip=None if reader is None else replace(reader, random_start=True),
+        )
 
     def __len__(self) -> int:
         return self.stop - self.first
@@ -119,32 +140,27 @@ class Pictures(Dataset[Item]):
         if not 0 <= i < len(self):
             raise IndexError(i)
         try:
-            raw = self.index.read(self.first + i, lambda extension: extension in (*PICTURES, *COPIED))
+            raw = self.index.read(self.first + i, lambda name: name in COPIED or self.plain.wants(name))
         except BadSample as bad:
             return Item(self.index.key(self.first + i), {}, bad=bad.reason)
         except UserError as error:  # a worker's exception would come back as a traceback
             return Item("", {}, failure=str(error))
         key = raw["__key__"].decode()
         item = Item(key, {name: raw[name] for name in COPIED if name in raw})
-        picture = next((raw[name] for name in PICTURES if name in raw), None)
-        if picture is None:
-            item.bad = "image-missing"
-            return item
         try:
-            views = [self.preprocess(picture)]
+            samples = [self.plain(raw, random.Random(0))]
             for view in range(1, self.config.views):
-                rng = random.Random(f"{self.config.seed}:{key}:{view}")
-                views.append(self.augment(picture, self.preprocess, rng))
-            item.pixels = torch.stack(views)
+                samples.append(self.drawn(raw, random.Random(f"{self.config.seed}:{key}:{view}")))
+            item.views = torch.stack([getattr(sample, self.field) for sample in samples])
         except BadSample as bad:
             item.bad = bad.reason
         return item
 
 
-def read(pictures: Pictures, workers: int) -> Iterator[Item]:
+def read(views: Views, workers: int) -> Iterator[Item]:
     """The items in order; a worker that fails or dies is one clear error."""
-    places = range(len(pictures))
-    with closing(read_ahead(pictures, places, workers, option="--workers", finish=_share)) as items:
+    places = range(len(views))
+    with closing(read_ahead(views, places, workers, option="--workers", finish=_share)) as items:
         for item in items:
             if item.failure:
                 raise UserError(item.failure)
@@ -156,14 +172,14 @@ def embed(items: Iterator[Item], tower: Any, config: Config, precision: str) -> 
     device, waiting = next(tower.parameters()).device, []
 
     def flush() -> Iterator[tuple[Item, Any]]:
-        parts = [item.pixels for item in waiting if item.pixels is not None]
+        parts = [item.views for item in waiting if item.views is not None]
         rows = iter(())
         if parts:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 features = tower.features(torch.cat(parts).to(device)).float().cpu().numpy()
             rows = iter(features.reshape(len(parts), config.views, -1))
         for item in waiting:
-            yield item, None if item.pixels is None else next(rows)
+            yield item, None if item.views is None else next(rows)
         waiting.clear()
 
     for item in items:
@@ -196,15 +212,15 @@ class Work:
         return self.target.exists() and self.stats.exists()
 
 
-def embed_shard(work: Work, tower: Any, config: Config, preprocess: ImagePreprocess, precision: str) -> None:
+def embed_shard(work: Work, tower: Any, config: Config, seen: Seen, precision: str) -> None:
     """Writes one shard's twin and its statistics, whole or not at all."""
     first, stop = (int(work.source.first[work.shard + i]) for i in (0, 1))
-    pictures = Pictures(work.source, first, stop, config, preprocess, ImageAugment(flip=config.flip))
+    views = Views(work.source, first, stop, config, seen)
     total, count, bad = np.zeros(tower.width, np.float64), 0, Counter[str]()
     names: set[str] = set()
     aside = work.target.parent / f".{work.target.stem}.part"
     with ShardWriter(aside / "part", max(1, stop - first), overwrite=True) as writer:
-        for item, features in embed(read(pictures, config.workers), tower, config, precision):
+        for item, features in embed(read(views, config.workers), tower, config, precision):
             members: dict[str, Any] = dict(item.members)
             if features is None:
                 bad[item.bad] += 1
@@ -216,7 +232,7 @@ def embed_shard(work: Work, tower: Any, config: Config, preprocess: ImagePreproc
                     )
                 members["npy"] = stored[0] if config.views == 1 else stored
                 total, count = total + stored.astype(np.float64).sum(0), count + len(stored)
-            # A sample without a usable picture keeps its place, so that orders agree with the source's.
+            # A sample without what the tower takes keeps its place, so that orders agree with the source's.
             name = safe_key(item.key, names)
             names.add(name)
             writer.write(name, members or {"json": {}})
@@ -241,7 +257,7 @@ def plan(config: Config, notes: dict[str, Any], state: PartialState) -> list[Wor
             inside = os.path.relpath(os.path.abspath(shard.path), common)
             work.append(Work(index, number, out / inside))
     if out.resolve() == Path(common):
-        raise UserError(f"--out {out} is where the pictures are: choose another folder")
+        raise UserError(f"--out {out} is where the shards are: choose another folder")
     notebook = out / "embedding.json"
     if notebook.exists():
         before = json.loads(notebook.read_text())
@@ -260,7 +276,7 @@ def plan(config: Config, notes: dict[str, Any], state: PartialState) -> list[Wor
     return work
 
 
-def finish(work: list[Work], notes: dict[str, Any]) -> None:
+def finish(work: list[Work], notes: dict[str, Any], seen: Seen) -> None:
     """Writes each folder's index and mean."""
     bad: Counter[str] = Counter()
     for folder in dict.fromkeys(item.target.parent for item in work):
@@ -275,7 +291,9 @@ def finish(work: list[Work], notes: dict[str, Any]) -> None:
         np.save(folder / MEAN, mean.astype(np.float32))
         write_index(str(folder), shards, fields, {"embedding": notes})
     if bad:
-        print("without a picture: " + ", ".join(f"{reason} {n}" for reason, n in bad.most_common()))
+        print(
+            f"without {NOUNS[seen.field]}: " + ", ".join(f"{reason} {n}" for reason, n in bad.most_common())
+        )
 
 
 def main(config: Config) -> None:
@@ -301,12 +319,12 @@ def main(config: Config) -> None:
 
 def embed_all(config: Config, state: PartialState, precision: str) -> None:
     """Between the start of the processes and their end: tower, plan, shards, index."""
-    size = (config.image_size, config.image_size) if config.image_size else None
     try:
-        loaded, preprocess = load_image_tower(config.model, image_size=size)
+        loaded, preprocess = load_tower(config.model, image_size=config.image_size, seconds=config.seconds)
     except (ValueError, OSError) as error:
         raise UserError(f"--model: {error}") from None
     tower = bare(loaded).eval().to(state.device)
+    seen = Seen(kind_of(tower.config).removesuffix("_tower"), preprocess)
     random_views = config.views > 1
     notes = {
         "fingerprint": fingerprint(tower, preprocess),
@@ -326,19 +344,19 @@ def embed_all(config: Config, state: PartialState, precision: str) -> None:
     if state.is_main_process:
         print(f"{len(work)} shards, {len(work) - len(left)} done; {total} samples to embed in {precision}")
     for item in left[state.process_index :: state.num_processes]:
-        embed_shard(item, tower, config, preprocess, precision)
+        embed_shard(item, tower, config, seen, precision)
         samples += item.samples
         rate = samples / (time.perf_counter() - began)
         print(f"{item.target}: {samples}/{total} samples, {rate:,.0f}/s per process", flush=True)
     state.wait_for_everyone()
     if state.is_main_process:
-        finish(work, notes)
+        finish(work, notes, seen)
         print(f"done: {config.out}")
     state.wait_for_everyone()
 
 
 def _share(item: Item) -> Item:
-    problem = share([item.pixels], "--workers")
+    problem = share([item.views], "--workers")
     return item if problem is None else Item("", {}, failure=problem)
 
 

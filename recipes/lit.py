@@ -1,4 +1,4 @@
-"""Contrastive tuning of an image and a text tower: LiT (locked image tower), relatives, CLIP from scratch.
+"""Contrastive tuning of a tower of pictures, sounds or clips and a text tower: LiT, its relatives, CLIP.
 
 Source: LiT, Zhai et al. 2022 (arXiv:2111.07991); CLIP, Radford et al. 2021; SigLIP, Zhai et al. 2023.
 
@@ -7,8 +7,10 @@ Source: LiT, Zhai et al. 2022 (arXiv:2111.07991); CLIP, Radford et al. 2021; Sig
     ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 recipes/lit.py … --train.world-size 2
     accelerate launch --config_file recipes/accelerate/8gpu_ddp.yaml recipes/lit.py …
 
-The two letters of --model.lock are image and text tower: L locked, U unlocked (both pretrained, folders),
-u from scratch (a preset's name). Lu is LiT, LU starts from a pretrained text tower, uu is CLIP.
+What the tower --model.image takes decides what is read of the samples: LiT with a locked AUDIO tower is
+`--model.image data/towers/whisper_base --data.train data/corpus/train/speech`.
+The two letters of --model.lock are that tower and the text's: L locked, U unlocked (both pretrained,
+folders), u from scratch (a preset's name). Lu is LiT, LU starts from a pretrained text tower, uu is CLIP.
 Reached by `scripts/quickstart.sh` (200 steps of 256, EfficientNet-Lite0 at 160 px; 1,648 classes in an unseen
 art style, top-1): LU 26.3 %, Lu 21.2 %, uu 0.4 %, chance 0.06 %.
 Shards whose index.json names cached embeddings (recipes/embed_shards.py) train from these.
@@ -21,13 +23,14 @@ from pathlib import Path
 from typing import Literal
 
 from mmvit.data.cache import Cache, read_cache, read_mean
+from mmvit.data.clip import ClipPreprocess
 from mmvit.data.image import ImageAugment, ImagePreprocess
 from mmvit.data.loader import DataConfig, Loader, make_loader
 from mmvit.data.text import Tokenizer
 from mmvit.errors import UserError, one_line
 from mmvit.evaluators.image_text import embed_pictures, retrieval, zero_shot
 from mmvit.hub.fingerprint import fingerprint
-from mmvit.hub.pick import pick_image_tower, pick_text_tower
+from mmvit.hub.pick import pick_text_tower, pick_tower
 from mmvit.hub.result import trained_for, write_result
 from mmvit.models.lit import DualEncoder
 from mmvit.models.towers import bare, join
@@ -66,15 +69,17 @@ class Model:
     """The pair of towers.
 
     Attributes:
-        image: folder of a saved tower or pair, a peer's "library:folder", or a preset (mmvit.list_models).
+        image: the tower beside the text's: folder of a saved tower or pair (of pictures, sounds or clips), a
+            peer's "library:folder", or a preset (mmvit.list_models).
         text: folder of a saved tower or pair, or a preset.
-        lock: two letters, image first: L locked, U pretrained and learning, u from scratch.
+        lock: two letters, text last: L locked, U pretrained and learning, u from scratch.
         tokenizer: folder of a tokenizer, or "clip"; empty = the one saved with the text tower.
-        embed_dim: width of the common space with a linear head on both towers; 0 = the image tower's width
-            and no image head, LiT's default.
+        embed_dim: width of the common space with a linear head on both towers; 0 = the first tower's width
+            and no head on it, LiT's default.
         frozen: patterns of further parameters that do not learn, e.g. 'model.text.tok_embed.*'.
         image_center: features' mean that is subtracted: auto (the cache's), none, or an .npy file (D,).
-        image_size: side in pixels to feed a pretrained image tower; 0 = its own.
+        image_size: side in pixels to feed a pretrained tower; 0 = its own.
+        seconds: length of the sounds or clips to feed it; 0 = its own.
         context_length: tokens of a caption; 0 = the tokenizer's.
         image_options, text_options: NAME=VALUE changes of a preset, e.g. image_size=64 depth=6.
         checkpointing: recompute blocks in the backward pass, to save memory.
@@ -88,6 +93,7 @@ class Model:
     frozen: tuple[str, ...] = ()
     image_center: str = "auto"
     image_size: int = 0
+    seconds: float = 0.0
     context_length: int = 0
     image_options: tuple[str, ...] = ()
     text_options: tuple[str, ...] = ()
@@ -169,7 +175,7 @@ class Parts:
     """The pair, how to feed it, and the cache of its locked side."""
 
     pair: DualEncoder
-    preprocess: ImagePreprocess
+    preprocess: ImagePreprocess | ClipPreprocess
     tokenizer: Tokenizer
     cache: Cache | None
     val_cached: bool
@@ -179,13 +185,15 @@ def build_parts(config: Config) -> Parts:
     """The pair with its heads and centre, checked against lock letters and cache; equal on all ranks."""
     model, loss = config.model, config.loss
     lock, cache = Lock.parse(model.lock), read_cache(config.data.train)
-    image, preprocess, image_known = pick_image_tower(model.image, model.image_size, model.image_options)
+    image, preprocess, image_known = pick_tower(
+        model.image, model.image_size, model.seconds, model.image_options
+    )
     text, tokenizer, text_known = pick_text_tower(
         model.text, model.tokenizer, model.context_length, model.text_options
     )
     lock.check(image_known, text_known)
     if cache is not None and lock.image != "L":
-        raise UserError(f"--data.train holds cached embeddings: they need a locked image tower, not '{lock}'")
+        raise UserError(f"--data.train holds cached embeddings: they need a locked first tower, not '{lock}'")
     held = read_cache(config.data.val) if config.data.val else None
     for option, found in (("--data.train", cache), ("--data.val", held)):
         if found is not None and found.fingerprint != fingerprint(bare(image), preprocess):
@@ -213,7 +221,9 @@ def build_parts(config: Config) -> Parts:
 def open_loader(config: Config, parts: Parts, run: Run, engine: Engine) -> Loader:
     """This rank's batches, from the engine's position in the global stream to the run's end."""
     data = config.data
-    crop = data.augment == "crop" and parts.cache is None
+    live = parts.cache is None
+    seen = parts.pair.config.modality if live else "image_embedding"
+    clip = parts.preprocess if live and isinstance(parts.preprocess, ClipPreprocess) else None
     return make_loader(
         data.train,
         weights=data.weights or None,
@@ -224,9 +234,10 @@ def open_loader(config: Config, parts: Parts, run: Run, engine: Engine) -> Loade
         workers=data.workers,
         start_position=engine.samples_seen,
         num_batches=max(0, config.train.steps - engine.step),
-        fields=("image" if parts.cache is None else "image_embedding", "text"),
-        preprocess=parts.preprocess,
-        augment=ImageAugment(flip=data.flip) if crop else None,
+        fields=(seen, "text"),
+        preprocess=parts.preprocess if isinstance(parts.preprocess, ImagePreprocess) else None,
+        augment=ImageAugment(flip=data.flip) if data.augment == "crop" and seen == "image" else None,
+        clip=clip,
         tokenizer=parts.tokenizer,
         pad_to="longest" if parts.pair.text.ignores_padding else "context",
         caption=data.caption,
@@ -261,7 +272,8 @@ def evaluate(config: Config, parts: Parts, run: Run, engine: Engine) -> dict[str
         metrics = retrieval(*tools, dedup=True, precision=run.precision).metrics
         if named:
             metrics |= zero_shot(*tools, label=config.data.label, precision=run.precision).metrics
-    wanted = ("acc1", "acc5", "chance_acc1", "image_retrieval_recall@1", "text_retrieval_recall@1", "rsum")
+    wanted = ["acc1", "acc5", "chance_acc1", "rsum", "text_retrieval_recall@1"]
+    wanted.append(f"{parts.pair.config.modality}_retrieval_recall@1")
     return {f"eval/{name}": metrics[name] for name in wanted if name in metrics}
 
 

@@ -5,7 +5,7 @@ and family, and writes WebDataset shards `OUT/SPLIT/PART/PART-000000.tar` with a
 and `OUT/corpus.json` (counts, licences, held-out words). Parts that are already whole are skipped; a killed
 build goes on.
 
-    python scripts/build_corpus.py                          # all but speech, some four minutes on two cores
+    python scripts/build_corpus.py                          # all but voices, some four minutes on two cores
     python scripts/build_corpus.py --small --out /tmp/c     # a few hundred pictures in seconds
     python scripts/build_corpus.py --parts emoji stamps     # only these
 """
@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from corpus import clipart, clips, emoji, scenes, scratch, sounds, speech, stamps
+from corpus import clipart, clips, emoji, narrated, scenes, scratch, sounds, speech, stamps
 from corpus.check import check, summary, write_facts
 from corpus.concepts import Concept, load_concepts
 from corpus.fetch import PACKAGES, Fetched, Fetcher, Package
@@ -40,7 +40,9 @@ from mmvit.options import parse
 
 BUILDER = 1  # raise it when the same packages would give other shards: every part is then built again
 
-PartName = Literal["emoji", "stamps", "clipart", "scratch", "sounds", "spoken", "scenes", "clips", "speech"]
+PartName = Literal[
+    "emoji", "stamps", "clipart", "scratch", "sounds", "spoken", "scenes", "clips", "speech", "narrated"
+]
 DEFAULT: tuple[PartName, ...] = ("emoji", "stamps", "clipart", "scratch", "sounds", "scenes", "clips")
 DEBS = {  # what each part reads beside the emoji packages, and which files of it
     "stamps": (("stamps", stamps.keep),),
@@ -55,8 +57,16 @@ DEBS = {  # what each part reads beside the emoji packages, and which files of i
     "scenes": (("scratch", scratch.keep),),
     "clips": (("stamps", stamps.keep), ("scratch", scratch.keep)),
     "speech": tuple((name, speech.keep) for name in speech.PACKAGES_NEEDED),
+    "narrated": (
+        ("scratch", scratch.keep),
+        *((name, speech.keep) for name in speech.PACKAGES_NEEDED),
+    ),
 }
-COMPOSED = {"scenes": ("emoji", "stamps", "scratch"), "clips": ("stamps",)}
+COMPOSED = {
+    "scenes": ("emoji", "stamps", "scratch"),
+    "clips": ("stamps",),
+    "narrated": ("emoji", "stamps", "scratch"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,8 +78,9 @@ class Config:
     downloads: Path | None = None
     """Cache folder for packages; default: `downloads` beside `out`."""
     parts: tuple[PartName, ...] = DEFAULT
-    """Which parts to build; `scenes` and `clips` use those before them. Not in the default: `spoken` (stamps'
-    captions, read by people in a dozen languages, 260 MB) and `speech` (labels, synthesised, 180 MB)."""
+    """Which parts to build; `scenes`, `clips` and `narrated` use those before them. Not in the default:
+    `spoken` (stamps' captions, read by people in a dozen languages, 260 MB), `speech` (labels, synthesised,
+    180 MB) and `narrated` (moving objects; a synthesised voice says what they do)."""
     small: bool = False
     """A few hundred emoji of three styles, all four splits: for tests."""
     workers: int = os.cpu_count() or 1
@@ -157,10 +168,11 @@ class Build:
     def _lacking(self, part: str, there: dict[str, Path]) -> str | None:
         """Why the part cannot be built, or None: `sounds` needs any of its sources."""
         lacking = [PACKAGES[name].name for name, _ in DEBS.get(part, ()) if name not in there]
-        if part == "speech":
+        if part in ("speech", "narrated"):
             self.espeak = speech.program(there, self.downloads / "unpacked" / "espeak-ng")
-            missing = "no espeak-ng, neither its Debian packages nor in the PATH"
-            return None if self.espeak is not None else missing
+            if self.espeak is None:
+                return "no espeak-ng, neither its Debian packages nor in the PATH"
+            lacking = [name for name in lacking if name == PACKAGES["scratch"].name]
         if lacking and not (part == "sounds" and there):
             return f"{', '.join(lacking)} is missing"
         return None
@@ -187,7 +199,10 @@ class Build:
             case _:
                 assert self.espeak is not None
                 title = source["espeak"].title if "espeak" in source else "espeak-ng@installed"
-                return speech.jobs(self.espeak, title, self.concepts, held), speech.make
+                if part == "speech":
+                    return speech.jobs(self.espeak, title, self.concepts, held), speech.make
+                place = source["scratch"], folders["scratch"]
+                return narrated.jobs(self.config.out, self.espeak, title, *place, held), narrated.make
 
 
 def _end_with_parent(parent: int) -> None:

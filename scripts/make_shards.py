@@ -1,12 +1,14 @@
-"""Builds tar shards from your own pictures and captions, checks shards, or rebuilds their index.
+"""Builds tar shards from your own pictures, videos, sounds and captions, checks shards, rebuilds their index.
 
     python scripts/make_shards.py --source photos/ --out shards/train      # pictures + same-stem .txt, .json
+    python scripts/make_shards.py --source clips/ --out shards/train       # videos, sounds: the same
     python scripts/make_shards.py --source pairs.csv --out shards/train --image-column file
     python scripts/make_shards.py --source pairs.jsonl --out shards/train
     python scripts/make_shards.py --source instances_val2017.json --images val2017/ --out shards/val   # boxes
     python scripts/make_shards.py --validate "shards/train-{000000..000009}.tar"
     python scripts/make_shards.py --index shards/
 
+Files of one stem are one sample: a picture, else a video, else a sound gives it its name.
 In a folder, sub-folders are classes: their name becomes the label, and the caption where there is no .txt.
 Rows of a table that name the same picture become one sample with several captions. COCO and LVIS files become
 samples with boxes. Equal input, equal bytes.
@@ -33,13 +35,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from shards.coco import read_coco
 
 from mmvit.data.decode import PICTURES
+from mmvit.data.media import VIDEOS, Container
 from mmvit.data.pixels import BadSample, open_image
 from mmvit.data.validate import validate
+from mmvit.data.waveform import SOUNDS, open_sound
 from mmvit.data.write import ShardWriter, rebuild_index
 from mmvit.errors import UserError, nearest, one_line
 from mmvit.options import parse
 
-_BESIDE = ("txt", "json", "npy", "wav", "flac", "mp3", "mp4", "mask.png")
+_MAIN = (*PICTURES, *VIDEOS, *SOUNDS)  # what a sample can be of, the first that is there
+_BESIDE = ("txt", "json", "npy", *SOUNDS, *VIDEOS, "mask.png")
+_SPOKEN = re.compile(
+    r"(.+)\.([a-z]{2,3}(?:-[a-z]{2,4})?\.(?:wav|flac|ogg|mp3))"
+)  # KEY.fr.wav: a spoken caption
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Config:
         exhaustive: for COCO: a picture lacks what it has no box of.
         out: FOLDER/NAME of the shards: FOLDER/NAME-000000.tar and so on.
         samples_per_shard: samples a shard holds; 1,000 to 10,000 suits local disks.
-        image_column: column or field with the picture's path, relative to the table.
+        image_column: column or field with the picture's (video's, sound's) path, relative to the table.
         text_column: column or field with the caption; in JSONL it may be a list.
         label_column: column or field with the class; may be absent.
         shuffle: write samples in a random order (seeded), which readers of streams need.
@@ -79,7 +87,7 @@ class Config:
 
 @dataclass(slots=True)
 class Item:
-    """One sample to be: its name, where its picture is, files beside it, and what goes into text and JSON."""
+    """One sample to be: its name, its picture, video or sound, files beside it, its captions and facts."""
 
     name: str
     picture: Path
@@ -143,7 +151,7 @@ def find_items(config: Config) -> tuple[list[Item], dict[str, Any]]:
     if source.is_dir():
         items = list(walk(source))
         if not items:
-            raise UserError(f"{source} holds no pictures ({', '.join(PICTURES)})")
+            raise UserError(f"{source} holds no pictures, videos or sounds ({', '.join(_MAIN)})")
         return items, {}
     if not source.is_file():
         raise UserError(f"no such folder or table: {source}")
@@ -174,16 +182,21 @@ def annotated(source: Path, config: Config) -> tuple[list[Item], dict[str, Any]]
 
 
 def walk(root: Path) -> Iterator[Item]:
-    """Every picture under a folder with the files of the same stem; sub-folders are labels."""
+    """Every picture, video or sound under a folder with the files of its stem; sub-folders are labels."""
     for folder, folders, files in os.walk(root):
         folders.sort()
         there = {name.lower(): name for name in files}
+        spoken = {name: match for name in files if (match := _SPOKEN.fullmatch(name.lower()))}
         for name in sorted(files):
             stem, _, extension = name.rpartition(".")
-            if extension.lower() not in PICTURES or name.lower().endswith(".mask.png"):
+            main = extension.lower()
+            if main not in PICTURES:
+                main = next((e for e in _MAIN if f"{stem}.{e}".lower() in there), "")
+            if extension.lower() != main or name in spoken or name.lower().endswith(".mask.png"):
                 continue
             beside = {ext: Path(folder, there[f"{stem}.{ext}".lower()]) for ext in _BESIDE
-                      if f"{stem}.{ext}".lower() in there}  # fmt: skip
+                      if ext != main and f"{stem}.{ext}".lower() in there}  # fmt: skip
+            beside |= {m[2]: Path(folder, f) for f, m in sorted(spoken.items()) if m[1] == stem.lower()}
             inside = Path(folder).relative_to(root).as_posix()
             meta = {"label": inside.replace("_", " ")} if inside != "." else {}
             captions = [meta["label"].rpartition("/")[2]] if meta and "txt" not in beside else []
@@ -245,17 +258,14 @@ def members(item: Item) -> dict[str, Any]:
     """The members of a sample.
 
     Raises:
-        BadSample: the picture is missing or no picture, or there is no caption file to read.
+        BadSample: the picture (video, sound) is missing or none, or there is no caption file to read.
     """
     try:
         data = item.picture.read_bytes()
         out: dict[str, Any] = {ext: path.read_bytes() for ext, path in item.beside.items()}
     except OSError as error:
         raise BadSample("file-unreadable", str(error.strerror)) from None
-    kind = (open_image(data, max_pixels=1 << 40).format or "").lower()
-    kind = {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(kind, kind)
-    if kind not in PICTURES:
-        raise BadSample("image-format", f"{kind} is not one of {', '.join(PICTURES)}")
+    kind = kind_of(item.picture.suffix.lower().lstrip("."), data)
     out[kind] = data
     captions = [text.strip() for text in item.captions if text.strip()]
     meta = dict(item.meta)
@@ -270,6 +280,27 @@ def members(item: Item) -> dict[str, Any]:
             raise BadSample("json-unreadable", f"{item.beside['json']}") from None
         out["json"] = meta
     return out
+
+
+def kind_of(extension: str, data: bytes) -> str:
+    """The member's name of a picture, by its content, or of a video or sound that can be opened.
+
+    Raises:
+        BadSample: it cannot be opened, or is of a kind that readers do not know.
+    """
+    if extension in VIDEOS:
+        with Container(data, max_pixels=1 << 40) as video:
+            if not video.has_video:
+                raise BadSample("video-missing", "the file has no video stream")
+        return extension
+    if extension in SOUNDS:
+        with open_sound(data):
+            return extension
+    kind = (open_image(data, max_pixels=1 << 40).format or "").lower()
+    kind = {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(kind, kind)
+    if kind not in PICTURES:
+        raise BadSample("image-format", f"{kind} is not one of {', '.join(PICTURES)}")
+    return kind
 
 
 def make_key(name: str, taken: set[str]) -> str:

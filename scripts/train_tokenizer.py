@@ -1,6 +1,9 @@
-"""Trains a SentencePiece tokenizer on the captions of shards and saves it as a folder that recipes read.
+"""Trains a tokenizer on the captions of shards and saves it as a folder that recipes read.
 
     python scripts/train_tokenizer.py --data "data/corpus/train" --out runs/tokenizer --vocab-size 8000
+    python scripts/train_tokenizer.py --data "data/corpus/train" --out runs/words --kind words
+
+Pieces of words (SentencePiece), or whole words by how often they occur, as VATT's text towers read them.
 
 Every caption of a sample counts, also those in the JSON's "texts". Equal shards and options, equal model.
 """
@@ -10,11 +13,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 from mmvit.data.decode import Decoder
 from mmvit.data.draws import Skips
 from mmvit.data.loader import open_sources
 from mmvit.data.text_sentencepiece import SentencePieceTokenizer, train_sentencepiece
+from mmvit.data.text_words import WordTokenizer, train_words
+from mmvit.data.tokenizer import Tokenizer
 from mmvit.errors import UserError, one_line
 from mmvit.options import parse
 
@@ -26,16 +32,20 @@ class Config:
     Attributes:
         data: shard pattern(s), several separated by "::".
         out: folder to write the tokenizer to.
-        vocab_size: pieces wanted; fewer where the captions do not give as many.
+        kind: sentencepiece, or words (always lower-cased).
+        vocab_size: pieces or words wanted, special ones included; fewer where captions do not give as many.
+        min_count: words: how often one must occur.
         context_length: tokens of a caption, EOS included; longer ones are cut.
-        lowercase: lower-case captions, here and whenever the tokenizer is used.
-        byte_fallback: 256 byte pieces, so that no character is ever unknown.
+        lowercase: sentencepiece: lower-case captions, here and whenever the tokenizer is used.
+        byte_fallback: sentencepiece: 256 byte pieces, so that no character is ever unknown.
         languages: languages of the JSON's "texts" to train on; "*" = all.
     """
 
     data: str = ""
     out: str = ""
+    kind: Literal["sentencepiece", "words"] = "sentencepiece"
     vocab_size: int = 8000
+    min_count: int = 1
     context_length: int = 16
     lowercase: bool = True
     byte_fallback: bool = True
@@ -50,21 +60,30 @@ def main() -> None:
         raise UserError("give --data SHARDS and --out FOLDER")
     captions = read_captions(config)
     print(f"{len(captions)} captions, {len(set(captions))} different")
-    model, size = train_sentencepiece(
-        captions, config.vocab_size, lowercase=config.lowercase, byte_fallback=config.byte_fallback
-    )
-    if size < config.vocab_size:
-        print(f"vocabulary of {size}, not {config.vocab_size}: these captions do not give more pieces")
-    tokenizer = SentencePieceTokenizer(
-        model, context_length=config.context_length, lowercase=config.lowercase
-    )
+    tokenizer = make(config, captions)
+    if tokenizer.vocab_size < config.vocab_size:
+        print(
+            f"vocabulary of {tokenizer.vocab_size}, not {config.vocab_size}: these captions do not give more"
+        )
     tokenizer.save(config.out)
     text = tokenizer(captions)
     share = 100 * text.truncated / len(captions)
+    what = "words" if config.kind == "words" else "pieces"
     print(
-        f"{config.out}: {tokenizer.vocab_size} pieces; {text.mask.sum().item() / len(captions):.1f} tokens a "
+        f"{config.out}: {tokenizer.vocab_size} {what}; {text.mask.sum().item() / len(captions):.1f} tokens a "
         f"caption; {share:.2f} % of the captions are longer than {config.context_length} tokens"
     )
+
+
+def make(config: Config, captions: list[str]) -> Tokenizer:
+    """The tokenizer of these captions."""
+    if config.kind == "words":
+        words = train_words(captions, config.vocab_size, config.min_count)
+        return WordTokenizer(words, context_length=config.context_length)
+    model, _ = train_sentencepiece(
+        captions, config.vocab_size, lowercase=config.lowercase, byte_fallback=config.byte_fallback
+    )
+    return SentencePieceTokenizer(model, context_length=config.context_length, lowercase=config.lowercase)
 
 
 def read_captions(config: Config) -> list[str]:

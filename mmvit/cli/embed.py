@@ -1,10 +1,12 @@
-"""mmvit-embed: pictures of shards or of a folder -> embeddings on disk, resumable part by part.
+"""mmvit-embed: pictures, clips and sounds of shards or of a folder -> embeddings on disk, resumable.
 
     mmvit-embed --model runs/lit/model --data 'photos-{000000..000009}.tar' --out photos.emb
     mmvit-embed --model runs/lit/model --data ~/Pictures --out pictures.emb
+    mmvit-embed --model runs/vatt/model --data 'corpus/clips::corpus/sounds::~/Videos' --out media.emb
 
 DIR/embeddings/part-00000.npy holds (n,E) float16 rows of length one, DIR/keys/part-00000.json their n keys,
-DIR/index.json lists the parts and says whose they are. An interrupted run goes on where it stopped.
+DIR/places/part-00000.json what each is and where it came from, DIR/index.json lists the parts and says whose
+they are. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -14,17 +16,18 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mmvit.api import Embedder, load
+from mmvit.cli.items import MEDIA, NAMES, Item, Items, items_of
 from mmvit.cli.pair import find_device, progress
-from mmvit.data.decode import PICTURES
-from mmvit.data.pixels import BadSample
-from mmvit.data.shards import ShardIndex
 from mmvit.errors import UserError, one_line
 from mmvit.options import parse
+
+# What an index.json without them means: it was written when there were only pictures.
+_OLDER = {"modality": "image", "space": "", "views": 1}
 
 
 @dataclass(frozen=True)
@@ -32,84 +35,79 @@ class Config:
     """Options.
 
     Attributes:
-        model: folder of a saved model that embeds pictures.
-        data: shards (a folder of .tar files or a quoted pattern), or a folder of pictures, searched in depth.
+        model: folder of a saved model that embeds pictures, clips or sounds.
+        data: shards (a folder of .tar files or a quoted pattern), or a folder of files, searched in depth;
+            several are separated by "::".
         out: folder for the embeddings.
-        batch_size: pictures at once.
-        part_size: rows in one file; what an interruption can lose.
+        modality: image, video or audio; auto = all that the model embeds, told apart by their extensions.
+        space: vt or va, of a model with both; "" = its default.
+        views: windows of a clip or a sound whose embeddings are averaged.
+        batch_size: samples at once.
+        part_size: samples in one file; what an interruption can lose.
         device: auto, cpu, cuda, cuda:1, ….
     """
 
     model: str
     data: str
     out: str
+    modality: Literal["auto", "image", "video", "audio"] = "auto"
+    space: str = ""
+    views: int = 1
     batch_size: int = 64
     part_size: int = 50_000
     device: str = "auto"
 
 
-@dataclass
-class Pictures:
-    """What is to be embedded: `count` pictures, `read(i)` -> (key, content or path)."""
-
-    count: int
-    read: Callable[[int], tuple[str, Any]]
-
-
-def pictures_of(data: str) -> Pictures:
-    """The pictures behind --data.
+def modalities_of(model: Embedder, modality: str) -> tuple[str, ...]:
+    """What is looked for with --modality, of the things that have files.
 
     Raises:
-        UserError: neither shards nor a folder with pictures.
+        UserError: the model embeds no such thing.
     """
-    folder = Path(data)
-    if folder.is_dir() and not any(folder.glob("*.tar")):
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower().lstrip(".") in PICTURES)
-        if not files:
-            raise UserError(f"{data} holds neither .tar shards nor pictures ({', '.join(PICTURES)})")
-        return Pictures(len(files), lambda i: (str(files[i].relative_to(folder)), files[i]))
-    index = ShardIndex.open(data)
-
-    def of_shard(i: int) -> tuple[str, Any]:
-        try:
-            raw = index.read(i, lambda extension: extension in PICTURES)
-        except BadSample:
-            return index.key(i), None
-        return raw["__key__"].decode(), next((raw[e] for e in PICTURES if e in raw), None)
-
-    return Pictures(index.samples, of_shard)
+    able = tuple(name for name in model.modalities if name in MEDIA)
+    wanted = able if modality == "auto" else (modality,)
+    if not wanted or wanted[0] not in able:
+        raise UserError(
+            f"--modality {modality}: this model embeds {', '.join(model.modalities)}, "
+            f"expected {' or '.join(able) or 'a model that embeds pictures, clips or sounds'}"
+        )
+    return wanted
 
 
-def embed(model: Embedder, pictures: Pictures, config: Config, step: Callable[[int], None]) -> dict[str, Any]:
+def embed(model: Embedder, items: Items, config: Config, step: Callable[[int], None]) -> dict[str, Any]:
     """The content of index.json after every part is on disk; parts that are there already are kept.
 
     Raises:
         UserError: `out` holds embeddings of another model or of other data.
     """
     out = Path(config.out)
-    for folder in (out / "embeddings", out / "keys"):
-        folder.mkdir(parents=True, exist_ok=True)
-    record = _start(out, model, pictures, config)
+    for folder in ("embeddings", "keys", "places"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    record = _start(out, model, items, config)
+    options = {"space": config.space or None, "views": config.views}
     step(record["read"])
-    while record["read"] < pictures.count:
-        stop = min(pictures.count, record["read"] + config.part_size)
-        keys: list[str] = []
+    while record["read"] < items.count:
+        stop = min(items.count, record["read"] + config.part_size)
+        done: list[Item] = []
         rows: list[np.ndarray] = []
         for first in range(record["read"], stop, config.batch_size):
-            batch = [pictures.read(i) for i in range(first, min(stop, first + config.batch_size))]
-            for key, row in _rows(model, batch):
+            last = min(stop, first + config.batch_size)
+            batch = [item for i in range(first, last) for item in items.read(i)]
+            for item, row in _rows(model, batch, options):
                 if row is None:
                     record["skipped"] += 1
                 else:
-                    keys.append(key)
+                    done.append(item)
                     rows.append(row)
-            step(len(batch))
+            step(last - first)
         name = f"part-{len(record['parts']):05d}"
-        if keys:
+        if done:
             np.save(out / "embeddings" / f"{name}.npy", np.stack(rows).astype(np.float16))
-            _write(out / "keys" / f"{name}.json", keys)
-            record["parts"].append({"name": name, "rows": len(keys)})
-        record |= {"read": stop, "n": record["n"] + len(keys)}
+            _write(out / "keys" / f"{name}.json", [item.key for item in done])
+            places = [[item.modality, item.number, item.extension] for item in done]
+            _write(out / "places" / f"{name}.json", places)
+            record["parts"].append({"name": name, "rows": len(done)})
+        record |= {"read": stop, "n": record["n"] + len(done)}
         _write(out / "index.json", record)
     return record
 
@@ -137,6 +135,29 @@ def read_embeddings(folder: str | Path) -> tuple[np.ndarray, list[str], dict[str
     return embeddings, keys, record
 
 
+def read_places(folder: str | Path) -> list[tuple[str, int, str]]:
+    """(modality, number of its sample, extension) of every row that `read_embeddings` gives.
+
+    Raises:
+        UserError: an older version wrote the folder, or its files do not fit each other.
+    """
+    folder = Path(folder)
+    try:
+        record = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        places = [
+            (str(modality), int(number), str(extension))
+            for part in record["parts"]
+            for modality, number, extension in json.loads(
+                (folder / "places" / f"{part['name']}.json").read_text(encoding="utf-8")
+            )
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} does not say where its rows come from ({error}): embed again") from None
+    if len(places) != record["n"]:
+        raise UserError(f"{folder}: {len(places)} places and n = {record['n']} disagree")
+    return places
+
+
 def open_model(folder: str, device: str) -> Embedder:
     """The model, as `mmvit.load`, on the device that --device names.
 
@@ -153,26 +174,42 @@ def open_model(folder: str, device: str) -> Embedder:
 def main(argv: Sequence[str] | None = None) -> None:
     """Embeds --data with --model into --out."""
     config = parse(Config, argv=argv, description=__doc__ or "")
-    pictures = pictures_of(config.data)
     model = open_model(config.model, config.device)
-    with progress("embedding", pictures.count) as step:
-        record = embed(model, pictures, config, step)
-    bad = f", {record['skipped']:,} unreadable pictures left out" if record["skipped"] else ""
+    modalities = modalities_of(model, config.modality)
+    check_space(model, modalities, config.space)
+    if config.views < 1 or (config.views > 1 and not {"video", "audio"} & set(modalities)):
+        raise UserError(f"--views {config.views} must be at least 1, and 1 where only pictures are embedded")
+    items = items_of(config.data, modalities)
+    with progress("embedding", items.count) as step:
+        record = embed(model, items, config, step)
+    things = NAMES.get(record["modality"], "things")
+    bad = f", {record['skipped']:,} unreadable {things} left out" if record["skipped"] else ""
     print(f"{record['n']:,} embeddings of {record['dim']} dimensions in {config.out}{bad}")
     print(f'search them: mmvit-search --model {config.model} --index {config.out} --build "a red fox"')
 
 
-def _start(out: Path, model: Embedder, pictures: Pictures, config: Config) -> dict[str, Any]:
-    """A fresh index.json, or the one of an interrupted run over the same pictures with the same model."""
+def check_space(model: Embedder, modalities: Sequence[str], space: str) -> None:
+    """Nothing; raises UserError where one of the modalities is not in the space."""
+    for name in modalities:
+        if space and space not in model.ways[name].spaces:
+            valid = ", ".join(s for s in model.ways[name].spaces if s) or "leave it out"
+            raise UserError(f"--space {space}: '{name}' of this model is not there; valid: {valid}")
+
+
+def _start(out: Path, model: Embedder, items: Items, config: Config) -> dict[str, Any]:
+    """A fresh index.json, or the one of an interrupted run over the same things with the same model."""
+    wanted = modalities_of(model, config.modality)
     fresh = {
         "format": "mmvit-embeddings",
         "schema_version": 1,
         "model": config.model,
         "fingerprint": model.fingerprint,
         "data": config.data,
-        "pictures": pictures.count,
-        "modality": "image",
-        "dim": model.embed_dim,
+        "pictures": items.count,
+        "modality": wanted[0] if len(wanted) == 1 else "auto",
+        "space": config.space,
+        "views": config.views,
+        "dim": model.width(config.space or None),
         "n": 0,
         "read": 0,
         "skipped": 0,
@@ -180,26 +217,31 @@ def _start(out: Path, model: Embedder, pictures: Pictures, config: Config) -> di
     }
     if not (out / "index.json").exists():
         return fresh
-    old = json.loads((out / "index.json").read_text(encoding="utf-8"))
-    for name, what in (("fingerprint", "another model"), ("data", "other data"), ("pictures", "other data")):
+    old = _OLDER | json.loads((out / "index.json").read_text(encoding="utf-8"))
+    reasons = {"fingerprint": "another model", "data": "other data", "pictures": "other data"}
+    for name, what in (reasons | dict.fromkeys(_OLDER, "other options")).items():
         if old.get(name) != fresh[name]:
             raise UserError(f"{out} holds embeddings of {what} ({name} differs): choose another --out")
     return old
 
 
-def _rows(model: Embedder, batch: list[tuple[str, Any]]) -> list[tuple[str, np.ndarray | None]]:
-    """(key, (E,) float32) of every picture, None in place of one that cannot be read."""
-    good = [(key, content) for key, content in batch if content is not None]
-    rows: list[tuple[str, np.ndarray | None]] = [(key, None) for key, content in batch if content is None]
-    try:
-        if good:
-            embedded = model.encode(image=[content for _, content in good]).numpy()
-            rows += [(key, row) for (key, _), row in zip(good, embedded, strict=True)]
-        return rows
-    except (ValueError, OSError):
-        if len(batch) == 1:
-            return [(batch[0][0], None)]
-        return [pair for one in batch for pair in _rows(model, [one])]
+def _rows(
+    model: Embedder, batch: list[Item], options: dict[str, Any]
+) -> list[tuple[Item, np.ndarray | None]]:
+    """(item, (E,) float32) of every item in order, None in place of one that cannot be read."""
+    rows: dict[int, np.ndarray] = {}
+    for modality in dict.fromkeys(item.modality for item in batch):
+        good = [i for i, item in enumerate(batch) if item.modality == modality and item.content is not None]
+        asked: dict[str, Any] = {modality: [batch[i].content for i in good], **options}
+        asked["views"] = options["views"] if modality in ("video", "audio") else 1
+        try:
+            if good:
+                rows |= zip(good, model.encode(**asked).numpy(), strict=True)
+        except (ValueError, OSError):
+            if len(good) > 1:
+                alone = [(i, _rows(model, [batch[i]], options)[0][1]) for i in good]
+                rows |= {i: row for i, row in alone if row is not None}
+    return [(item, rows.get(i)) for i, item in enumerate(batch)]
 
 
 def _write(path: Path, content: Any) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,21 @@ def recall(file: Path) -> tuple[Tensor, Tensor] | None:
             return torch.from_numpy(content["index"]), torch.from_numpy(content["embeddings"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
+
+
+def keep_rows(file: Path, rows: Mapping[str, Tensor]) -> None:
+    """Writes named tensors of N rows each (None), whole or not at all."""
+    _publish(file, **{name: values.numpy() for name, values in rows.items()})
+
+
+def recall_rows(file: Path) -> dict[str, Tensor] | None:
+    """What `keep_rows` wrote, or None when nothing usable is there."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            rows = {name: torch.from_numpy(content[name]) for name in content.files}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return rows if "index" in rows else None
 
 
 class KeptTexts:

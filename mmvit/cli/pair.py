@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 
+from mmvit.api.ways import modality_of
 from mmvit.cli.kept import KeptTexts, keep, kept_file, recall
 from mmvit.data.cache import read_cache
 from mmvit.data.image import ImagePreprocess
@@ -24,6 +25,9 @@ from mmvit.evaluators.embed import Embedded, text_encoder
 from mmvit.evaluators.image_text import embed_pictures, read_facts, with_image
 from mmvit.hub.folder import Loaded, load
 from mmvit.models.lit import DualEncoder
+
+# What a folder held, and (rank, number) of the processes that opened it.
+Opened = tuple[Loaded, tuple[int, int]]
 
 
 @dataclass
@@ -61,9 +65,12 @@ def open_pair(folder: str, device: str = "auto") -> Pair:
     Raises:
         UserError: no such folder, a damaged one, no image-text pair in it, or no such device.
     """
-    loaded, (rank, world_size) = open_saved(
-        folder, device, DualEncoder, "a dual_encoder (image and text tower)"
-    )
+    return pair_of(open_saved(folder, device, DualEncoder, "a dual_encoder (image and text tower)"), folder)
+
+
+def pair_of(opened: Opened, folder: str) -> Pair:
+    """The image-text pair that `open_saved` found."""
+    loaded, (rank, world_size) = opened
     assert loaded.preprocess is not None
     assert loaded.tokenizer is not None
     return Pair(
@@ -78,7 +85,13 @@ def open_pair(folder: str, device: str = "auto") -> Pair:
     )
 
 
-def open_saved(folder: str, device: str, kind: type, what: str) -> tuple[Loaded, tuple[int, int]]:
+def is_pair(opened: Opened) -> bool:
+    """Whether this is a pair of an image and a text tower, and no other kind of model."""
+    model = opened[0].model
+    return isinstance(model, DualEncoder) and modality_of(model.config.image) == "image"
+
+
+def open_saved(folder: str, device: str, kind: type, what: str) -> Opened:
     """(what a folder holds, its model on the device; rank and number of the processes, now in one group).
 
     Args:
@@ -154,7 +167,7 @@ def embed(
     file = kept_file(cache, urls, pair.fingerprint, precision) if cache else None
     if file is not None and (kept := recall(file)) is not None:
         found = with_image(read_facts(urls, captions=captions), *kept)
-        return _left_out(found, samples, pair)
+        return left_out(found, samples, pair.rank)
     cached = has_features(pair, urls, tower)
     share = samples * (pair.rank + 1) // pair.world_size - samples * pair.rank // pair.world_size
     with progress(f"embedding {urls}", share, quiet=pair.rank > 0) as step:
@@ -174,7 +187,7 @@ def embed(
     # What was left out for want of a caption must not be missing where captions are not asked for.
     if file is not None and pair.rank == 0 and (captions is None or len(found) == samples):
         keep(file, found.index, found.embeddings["image"])
-    return _left_out(found, samples, pair)
+    return left_out(found, samples, pair.rank)
 
 
 def texts_of(pair: Pair, precision: str = "fp32", cache: str = "") -> KeptTexts:
@@ -200,12 +213,12 @@ def progress(what: str, total: int, quiet: bool = False) -> Iterator[Callable[[i
         yield lambda n: bar.advance(task, n)
 
 
-def _left_out(found: Embedded, samples: int, pair: Pair) -> Embedded:
+def left_out(found: Embedded, samples: int, rank: int = 0) -> Embedded:
     """`found`, after saying on stderr how many samples it lacks."""
     if missing := samples - len(found):
         found.skipped = found.skipped or {"unusable": missing}
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in found.skipped.items())
-        if pair.rank == 0:
+        if rank == 0:
             print(f"left out {missing:,} of {samples:,} samples: {reasons}", file=sys.stderr)
     return found
 

@@ -25,6 +25,9 @@ class Attention(nn.Module):
         qkv_bias: whether the q, k, v projections have a bias.
         key_bias: False: q and v have biases of their own (`q_bias`, `v_bias`) and k has none, as in BEiT; a
             bias of the keys shifts all scores of a query alike, which the softmax does not see.
+        proj_bias: whether the output projection has a bias.
+        scale: of the scores, None = 1/sqrt(K); T5 leaves them as they are, 1.
+        attn_dropout: on the attention weights, 0..1.
         dropout: on the output projection, 0..1.
 
     Raises:
@@ -41,6 +44,9 @@ class Attention(nn.Module):
         *,
         qkv_bias: bool = True,
         key_bias: bool = True,
+        proj_bias: bool = True,
+        scale: float | None = None,
+        attn_dropout: float = 0.0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -51,8 +57,8 @@ class Attention(nn.Module):
         split = qkv_bias and not key_bias
         self.q_bias = nn.Parameter(torch.zeros(width)) if split else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if split else None
-        self.proj = nn.Linear(width, width)
-        self.dropout = dropout
+        self.proj = nn.Linear(width, width, bias=proj_bias)
+        self.scale, self.attn_dropout, self.dropout = scale, attn_dropout, dropout
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -84,7 +90,7 @@ class Attention(nn.Module):
             b_q, b_kv = (None, None) if bias is None else (bias[:D], bias[D:])
             (q,) = self._heads(F.linear(queries, weight[:D], b_q), 1)
             k, v = self._heads(F.linear(x, weight[D:], b_kv), 2)
-        out = attend(q, k, v, mask, causal)
+        out = attend(q, k, v, mask, causal, self.scale, self.attn_dropout if self.training else 0.0)
         B, H, N, K = out.shape
         out = self.proj(out.transpose(1, 2).reshape(B, N, H * K))
         return F.dropout(out, self.dropout, self.training) if self.dropout else out
@@ -108,6 +114,7 @@ def attend(
     mask: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Softmax attention (B,H,Q,K) of queries (B,H,Q,K) over keys and values (B,H,N,K).
 
@@ -122,12 +129,16 @@ def attend(
             scaled scores; None = everything may.
         causal: query n sees keys 0..n only; a `mask` must then be None.
         scale: of the scores, None = 1/sqrt(K).
+        dropout: on the attention weights, 0..1.
     """
     plain = q.device.type == "cpu" and q.dtype in HALF and q.requires_grad and torch.is_grad_enabled()
+    plain = plain and not dropout
     if not plain:
         if mask is not None and mask.is_floating_point():
             mask = mask.to(q.dtype)  # the fused kernel takes no other type
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale
+        )
     if causal:
         mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril_()
     if mask is not None:

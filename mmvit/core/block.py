@@ -57,6 +57,10 @@ def add_branch(x: Tensor, branch: Tensor, scale: LayerScale | None, drop_path: f
     return x + branch if gain is None else torch.addcmul(x, branch, gain.to(x.dtype))
 
 
+# The norms that a core may be made of; T5's has neither mean nor bias.
+NORMS: dict[str, type[nn.LayerNorm] | type[nn.RMSNorm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+
 class Block(nn.Module):
     """Attention and feed-forward on residual branches: (B,N,D) -> (B,N,D).
 
@@ -66,14 +70,19 @@ class Block(nn.Module):
         mlp_dim: M.
         norm: "pre": x + f(LN(x)); "post": LN(x + f(x)); "mid": x + attention(LN(x)), then y + mlp(y) with
             y = LN(x): the stream itself is normed between the halves.
-        norm_eps: LayerNorm epsilon.
+        norm_type: a name in `NORMS`.
+        norm_eps: the norms' epsilon.
         activation: a name in `core.mlp.ACTIVATIONS`.
         qkv_bias: whether q, k, v have biases.
         key_bias: whether k has one too, see `Attention`.
+        proj_bias: whether the attention's output has a bias.
+        mlp_bias: whether the feed-forward part has biases.
+        attn_scale: of the attention scores, None = 1/sqrt(width of a head).
         relative: a bias table of this block's own (kept as it is), None = none.
         layer_scale: initial gain of each branch, None = no gains.
         drop_path: probability that a sample skips a branch while training, 0 <= p < 1.
         dropout: after the attention projection and in the feed-forward part.
+        attn_dropout: on the attention weights.
     """
 
     def __init__(
@@ -83,23 +92,37 @@ class Block(nn.Module):
         mlp_dim: int,
         *,
         norm: Literal["pre", "post", "mid"] = "pre",
+        norm_type: str = "layer",
         norm_eps: float = 1e-6,
         activation: str = "gelu",
         qkv_bias: bool = True,
         key_bias: bool = True,
+        proj_bias: bool = True,
+        mlp_bias: bool = True,
+        attn_scale: float | None = None,
         relative: RelativeBias | None = None,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         dropout: float = 0.0,
+        attn_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm = norm
-        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, num_heads, qkv_bias=qkv_bias, key_bias=key_bias, dropout=dropout)
+        self.norm1 = NORMS[norm_type](width, eps=norm_eps)
+        self.attn = Attention(
+            width,
+            num_heads,
+            qkv_bias=qkv_bias,
+            key_bias=key_bias,
+            proj_bias=proj_bias,
+            scale=attn_scale,
+            attn_dropout=attn_dropout,
+            dropout=dropout,
+        )
         self.relative = relative
         self.ls1 = None if layer_scale is None else LayerScale(width, layer_scale)
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = Mlp(width, mlp_dim, activation=activation, dropout=dropout)
+        self.norm2 = NORMS[norm_type](width, eps=norm_eps)
+        self.mlp = Mlp(width, mlp_dim, activation=activation, dropout=dropout, bias=mlp_bias)
         self.ls2 = None if layer_scale is None else LayerScale(width, layer_scale)
         self.drop_path = drop_path
 

@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": quick_gelu,
+    "relu": F.relu,
 }
 
 
@@ -39,6 +40,7 @@ class Mlp(nn.Module):
         activation: a name in `ACTIVATIONS`.
         dropout: probability of zeroing an element, 0..1.
         out_width: width of what comes out, None = D.
+        bias: whether the two linear maps have biases.
 
     Raises:
         ValueError: the activation is unknown.
@@ -52,12 +54,13 @@ class Mlp(nn.Module):
         activation: str = "gelu",
         dropout: float = 0.0,
         out_width: int | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation is '{activation}', expected one of {', '.join(ACTIVATIONS)}")
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, out_width or width)
+        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, out_width or width, bias=bias)
         self.activation = ACTIVATIONS[activation]
         self.dropout = dropout
         self.reset_parameters()
@@ -66,7 +69,8 @@ class Mlp(nn.Module):
         """Xavier-uniform kernels, biases N(0, 1e-6)."""
         for layer in (self.fc1, self.fc2):
             nn.init.xavier_uniform_(layer.weight)
-            nn.init.normal_(layer.bias, std=1e-6)
+            if layer.bias is not None:
+                nn.init.normal_(layer.bias, std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         """The transformed tokens (...,D), or as wide as `out_width` says."""
@@ -81,6 +85,7 @@ class Mlp(nn.Module):
     def _folds(self, x: Tensor) -> bool:
         """Whether the cheaper form of `_folded` may be taken: inference on a CPU, with plain weights."""
         plain = type(self.fc1.weight) is nn.Parameter and not torch.compiler.is_compiling()
+        plain = plain and self.fc1.bias is not None
         inference = not torch.is_grad_enabled() and not (self.dropout and self.training)
         return self.activation is quick_gelu and inference and plain and x.device.type == "cpu"
 

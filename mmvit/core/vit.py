@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvit.core.attention import attendable, biased
-from mmvit.core.block import Block
+from mmvit.core.block import NORMS, Block
+from mmvit.core.buckets import BucketBias
 from mmvit.core.relative import Places, RelativeBias, places_of
 from mmvit.core.stack import Stack
 from mmvit.types import Encoded, Tokens
@@ -29,23 +31,32 @@ class ViT(Stack):
         num_heads: H, a divisor of D.
         mlp_dim: hidden width of the feed-forward parts.
         norm: "pre" (ViT), "post" (BERT) or "mid" (CCT), see `Block`.
-        norm_eps: LayerNorm epsilon.
-        activation: gelu | gelu_tanh | quick_gelu.
+        norm_type: "layer" or "rms" (T5: neither mean nor bias).
+        norm_eps: the norms' epsilon.
+        activation: gelu | gelu_tanh | quick_gelu | relu.
         qkv_bias: whether q, k, v have biases.
         key_bias: whether k has one too; BEiT's has none.
-        relative: bias tables by relative place: "block" (one a block), "shared" (one for all) or None.
+        proj_bias: whether the attention's output has a bias.
+        mlp_bias: whether the feed-forward parts have biases.
+        attn_scale: of the attention scores, None = 1/sqrt(width of a head); T5: 1.
+        relative: bias tables by relative place: "block" (one a block), "shared" (one for all), "buckets" (one
+            for all, by distance in the sequence: T5), or None.
         relative_grid: extent of the grid for which the tables are stored.
         relative_resample: how they follow another grid: "bilinear" or "geometric", see `RelativeBias`.
+        relative_buckets: rows of the table by distance, for both directions together.
+        relative_distance: from which on all distances are one.
         layer_scale: initial gain per channel of every branch, None = none.
         drop_path: stochastic depth of the last block; block i gets linspace(0, drop_path, depth)[i].
         dropout: after attention projections and in the feed-forward parts.
-        norm_first: one more LayerNorm on the incoming tokens.
-        norm_last: the final LayerNorm; there is none in a post-norm stack, whatever is said here.
+        attn_dropout: on the attention weights.
+        final_dropout: behind the final norm.
+        norm_first: one more norm on the incoming tokens.
+        norm_last: the final norm; there is none in a post-norm stack, whatever is said here.
         causal: each token attends to itself and earlier ones only.
 
     Raises:
-        ValueError: `norm` is none of the three, `depth` is below 1, `drop_path` outside [0, 1), `relative` is
-            unknown, lacks its grid, or stands beside `causal`.
+        ValueError: `norm` or `norm_type` is unknown, `depth` is below 1, `drop_path` outside [0, 1),
+            `relative` is unknown, lacks its grid, or stands beside `causal`.
     """
 
     def __init__(
@@ -56,16 +67,24 @@ class ViT(Stack):
         num_heads: int,
         mlp_dim: int,
         norm: Literal["pre", "post", "mid"] = "pre",
+        norm_type: Literal["layer", "rms"] = "layer",
         norm_eps: float = 1e-6,
         activation: str = "gelu",
         qkv_bias: bool = True,
         key_bias: bool = True,
-        relative: Literal["shared", "block"] | None = None,
+        proj_bias: bool = True,
+        mlp_bias: bool = True,
+        attn_scale: float | None = None,
+        relative: Literal["shared", "block", "buckets"] | None = None,
         relative_grid: tuple[int, ...] | None = None,
         relative_resample: str = "bilinear",
+        relative_buckets: int = 32,
+        relative_distance: int = 128,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
         dropout: float = 0.0,
+        attn_dropout: float = 0.0,
+        final_dropout: float = 0.0,
         norm_first: bool = False,
         norm_last: bool = True,
         causal: bool = False,
@@ -73,14 +92,19 @@ class ViT(Stack):
         super().__init__(width, depth)
         if norm not in ("pre", "post", "mid"):
             raise ValueError(f"norm is '{norm}', expected 'pre', 'post' or 'mid'")
+        if norm_type not in NORMS:
+            raise ValueError(f"norm_type is '{norm_type}', expected one of {', '.join(NORMS)}")
         if not 0.0 <= drop_path < 1.0:
             raise ValueError(f"drop_path is {drop_path}, expected 0 <= drop_path < 1")
-        if relative not in (None, "shared", "block") or (relative and (relative_grid is None or causal)):
+        gridded = relative in ("shared", "block")
+        if (relative and causal) or not (
+            relative in (None, "buckets") or (gridded and relative_grid is not None)
+        ):
             raise ValueError(
                 f"relative is '{relative}' with grid {relative_grid} and causal={causal}, expected None, or "
-                "'shared' or 'block' with a grid and without causality"
+                "'shared' or 'block' with a grid, or 'buckets', and without causality"
             )
-        self.num_heads, self.causal = num_heads, causal
+        self.num_heads, self.causal, self.final_dropout = num_heads, causal, final_dropout
 
         def table(where: str) -> RelativeBias | None:
             if relative != where or relative_grid is None:
@@ -88,26 +112,34 @@ class ViT(Stack):
             return RelativeBias(relative_grid, num_heads, resample=relative_resample)
 
         self.with_places = relative is not None
-        self.relative = table("shared")
-        self.norm_pre = nn.LayerNorm(width, eps=norm_eps) if norm_first else None
+        self.relative: RelativeBias | BucketBias | None = table("shared")
+        if relative == "buckets":
+            self.relative = BucketBias(num_heads, relative_buckets, relative_distance)
+        normed = NORMS[norm_type]
+        self.norm_pre = normed(width, eps=norm_eps) if norm_first else None
         self.blocks = nn.ModuleList(
             Block(
                 width,
                 num_heads,
                 mlp_dim,
                 norm=norm,
+                norm_type=norm_type,
                 norm_eps=norm_eps,
                 activation=activation,
                 qkv_bias=qkv_bias,
                 key_bias=key_bias,
+                proj_bias=proj_bias,
+                mlp_bias=mlp_bias,
+                attn_scale=attn_scale,
                 relative=table("block"),
                 layer_scale=layer_scale,
                 drop_path=drop_path * i / max(depth - 1, 1),
                 dropout=dropout,
+                attn_dropout=attn_dropout,
             )
             for i in range(depth)
         )
-        self.norm = nn.LayerNorm(width, eps=norm_eps) if norm_last and norm != "post" else None
+        self.norm = normed(width, eps=norm_eps) if norm_last and norm != "post" else None
 
     def forward(self, tokens: Tokens, layers: Sequence[int] = ()) -> Encoded:
         """The encoded tokens (B,N,D), final norm applied, and the outputs of the blocks asked for.
@@ -127,9 +159,13 @@ class ViT(Stack):
             x = self._block(block, x, mask, places=places)
             if number in wanted:
                 kept[number] = x
-        x = x if self.norm is None else self.norm(x)
         return Encoded(
-            values=x, grid=tokens.grid, prefix=tokens.prefix, mask=tokens.mask, kept=tokens.kept, layers=kept
+            values=self._leave(x),
+            grid=tokens.grid,
+            prefix=tokens.prefix,
+            mask=tokens.mask,
+            kept=tokens.kept,
+            layers=kept,
         )
 
     def forward_one(self, tokens: Tokens, index: int | Tensor) -> Tensor:
@@ -160,15 +196,24 @@ class ViT(Stack):
             seen = past if seen is None else seen & past
         places = None if places is None else places.asked_by(rows)
         x = self._block(self.blocks[-1], x, self._biased(seen, places), rows, places)
-        return (x if self.norm is None else self.norm(x))[:, 0]
+        return self._leave(x)[:, 0]
 
     def _enter(self, tokens: Tokens) -> tuple[Tensor, Tensor | None, Places | None]:
         """The normed input (B,N,D), the mask that all blocks share, where the tokens lie if it matters."""
         x = tokens.values
         self._check_width(x)
         x = x if self.norm_pre is None else self.norm_pre(x)
-        places = places_of(tokens.grid, tokens.prefix, tokens.kept, x.device) if self.with_places else None
+        where, places = (tokens.grid, tokens.prefix, tokens.kept, x.device), None
+        if isinstance(self.relative, BucketBias):
+            places = self.relative.places(*where)
+        elif self.with_places:
+            places = places_of(*where)
         return x, attendable(tokens.mask, self.causal, x.shape[1], x.device), places
+
+    def _leave(self, x: Tensor) -> Tensor:
+        """The tokens (B,N,D) after the final norm and its dropout."""
+        x = x if self.norm is None else self.norm(x)
+        return F.dropout(x, self.final_dropout, self.training) if self.final_dropout else x
 
     def _biased(self, mask: Tensor | None, places: Places | None) -> Tensor | None:
         """The mask with the bias that all blocks share, if they share one."""

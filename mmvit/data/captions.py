@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import re
 import unicodedata
@@ -84,6 +85,41 @@ def choose(captions: Sequence[str], how: str, rng: random.Random, first_rate: fl
     if how == "first" or len(captions) == 1 or rng.random() < first_rate:
         return captions[0]
     return captions[rng.randrange(len(captions))]
+
+
+def near(meta: Mapping[str, Any], centre: float, count: int) -> list[str] | None:
+    """At most `count` captions said nearest to second `centre` of the sample's media, the nearest first.
+
+    They come from the JSON's "captions", a list of {"t": seconds, "text": …} (or "start" and "end" for "t").
+    These times, and the JSON's "start", are on the clock of the video that the sample was cut from: "start"
+    is where its media begin, 0 where it is missing.
+
+    Returns:
+        None where the JSON has no such list.
+
+    Raises:
+        BadSample: json-unreadable for times that are no numbers, text-empty where no caption can be seen.
+    """
+    listed = meta.get("captions")
+    if not isinstance(listed, list) or not all(isinstance(entry, Mapping) for entry in listed):
+        return None
+    found: list[tuple[float, str]] = []
+    try:
+        centre += float(meta.get("start", 0.0))
+        for entry in listed:
+            said = entry["t"] if "t" in entry else (float(entry["start"]) + float(entry["end"])) / 2
+            text = entry["text"]
+            if not math.isfinite(distance := abs(float(said) - centre)):
+                raise ValueError(f"time {said}")
+            if isinstance(text, str) and len(text) <= LONGEST and _visible(text):
+                found.append((distance, _visible(text)))
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise BadSample("json-unreadable", f"captions must be {{'t', 'text'}}: {what[:60]}") from None
+    if not found:
+        raise BadSample("text-empty")
+    found.sort(key=lambda pair: pair[0])  # stable: of two as near, the earlier in the list
+    return list(dict.fromkeys(text for _, text in found))[:count]
 
 
 def group_of(value: str | int) -> int:

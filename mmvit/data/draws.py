@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from mmvit.data.batch import PadTo, collate
+from mmvit.data.batch import Layout, PadTo, collate
 from mmvit.data.decode import Decoder
 from mmvit.data.mixture import Mixture
 from mmvit.data.pixels import BadSample
@@ -174,6 +174,7 @@ class TrainBatches(Dataset[Packet]):
         self.start = start
         self.tokenizer = tokenizer
         self.pad_to = pad_to
+        self.layout = draws.decoder.layout()
 
     def __getitem__(self, k: int) -> Packet:
         position = self.start + k * self.batch_size
@@ -187,7 +188,7 @@ class TrainBatches(Dataset[Packet]):
 
     def pack(self, samples: Sequence[Any], skips: Skips, position: int) -> Packet:
         """What leaves the worker; other kinds of samples are packed otherwise."""
-        return pack(samples, skips, position, self.tokenizer, self.pad_to)
+        return pack(samples, skips, position, self.tokenizer, self.pad_to, self.layout)
 
 
 class EvalBatches(Dataset[Packet]):
@@ -218,6 +219,7 @@ class EvalBatches(Dataset[Packet]):
         self.stop = stop
         self.tokenizer = tokenizer
         self.pad_to = pad_to
+        self.layout = decoder.layout()
         self._ends = np.cumsum([s.index.samples for s in sources])
 
     def __len__(self) -> int:
@@ -245,17 +247,22 @@ class EvalBatches(Dataset[Packet]):
 
     def pack(self, samples: Sequence[Any], skips: Skips, position: int) -> Packet:
         """What leaves the worker."""
-        return pack(samples, skips, position, self.tokenizer, self.pad_to)
+        return pack(samples, skips, position, self.tokenizer, self.pad_to, self.layout)
 
 
 def pack(
-    samples: Sequence[Sample], skips: Skips, position: int, tokenizer: Tokenizer | None, pad_to: PadTo
+    samples: Sequence[Sample],
+    skips: Skips,
+    position: int,
+    tokenizer: Tokenizer | None,
+    pad_to: PadTo,
+    layout: Layout | None = None,
 ) -> Packet:
     """A batch with its bookkeeping, ready to leave the worker."""
     counts = dict(skips.counts)
     packet = Packet(drawn=len(samples) + unusable(counts), skipped=counts, examples=skips.examples)
     if samples:
-        packet.batch = collate(samples, tokenizer, pad_to)
+        packet.batch = collate(samples, tokenizer, pad_to, layout)
         packet.batch.position = position
         packet.batch.skipped = counts
     return packet

@@ -24,7 +24,7 @@ from mmvit.errors import UserError, nearest
 
 WHITE: Color = (255, 255, 255)
 _MODES = ("squash", "shortest_crop", "pad", "pad_corner")
-_FILTERS = {
+FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
@@ -65,7 +65,7 @@ class ImagePreprocess:
         object.__setattr__(self, "size", _pair(self.size))
         object.__setattr__(self, "background", _color(self.background))
         _choice("resize", self.resize, _MODES)
-        _choice("interpolation", self.interpolation, tuple(_FILTERS))
+        _choice("interpolation", self.interpolation, tuple(FILTERS))
         if not 0 < self.crop_fraction <= 1:
             raise UserError(f"crop_fraction={self.crop_fraction} must be above 0 and at most 1")
         if self.resize in ("pad", "pad_corner") and self.crop_fraction != 1:
@@ -89,7 +89,7 @@ class ImagePreprocess:
         """The RGB picture resized to `size` (Pillow picture in and out)."""
         height, width = self.size
         w, h = image.size
-        method = _FILTERS[self.interpolation]
+        method = FILTERS[self.interpolation]
         if self.resize == "pad_corner":
             return self._into_corner(image)
         if self.resize == "pad":
@@ -149,7 +149,7 @@ class ImagePreprocess:
             ground.paste(image)
             image = ground
         part = (0.0, 0.0, min(box[0], image.width), min(box[1], image.height))
-        image = image.resize((inner[0], inner[1]), _FILTERS[self.interpolation], box=part)
+        image = image.resize((inner[0], inner[1]), FILTERS[self.interpolation], box=part)
         if image.size == (self.size[1], self.size[0]):
             return image
         canvas = Image.new("RGB", (self.size[1], self.size[0]), self.background)
@@ -237,7 +237,7 @@ class ImageAugment:
         picture = load_rgb(picture, color if self.background == "random" else preprocess.background)
         box = self.draw_box(picture.width, picture.height, rng)
         height, width = preprocess.size
-        picture = picture.resize((width, height), _FILTERS[preprocess.interpolation], box=box)
+        picture = picture.resize((width, height), FILTERS[preprocess.interpolation], box=box)
         if rng.random() < self.flip:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return to_tensor(recolor(picture, rng, self.color, self.grayscale))

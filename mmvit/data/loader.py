@@ -6,19 +6,25 @@ run's data position is therefore one number, `Loader.samples_seen`, given back a
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mmvit.data.audio import AudioAugment
 from mmvit.data.batch import PadTo
+from mmvit.data.clip import ClipPreprocess, ClipReader
 from mmvit.data.decode import Decoder
 from mmvit.data.draws import Draws, EvalBatches, Source, TrainBatches
 from mmvit.data.feed import Loader
 from mmvit.data.image import ImageAugment, ImagePreprocess
 from mmvit.data.shards import ShardIndex, expand, is_remote
 from mmvit.data.tokenizer import Tokenizer
+from mmvit.data.video import ClipAugment
 from mmvit.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,11 @@ def make_loader(
     fields: Sequence[str] = ("image", "text"),
     preprocess: ImagePreprocess | None = None,
     augment: ImageAugment | None = None,
+    clip: ClipPreprocess | None = None,
+    clip_augment: ClipAugment | None = None,
+    audio_augment: AudioAugment | None = None,
+    optional: Sequence[str] = (),
+    num_candidates: int = 5,
     tokenizer: Tokenizer | None = None,
     pad_to: PadTo = "context",
     caption: Literal["random", "first"] = "random",
@@ -98,10 +109,16 @@ def make_loader(
         workers: processes that read ahead, for this rank.
         start_position: `samples_seen` of the run that is continued.
         num_batches: None = endless.
-        fields: image, image_embedding, text; "meta" to get the JSON as well.
-        preprocess: size and filter of pictures.
-        augment: random views.
-        tokenizer: makes `text` and `text_mask`.
+        fields: image, image_embedding, video, audio, text, candidates; "meta" to get the JSON as well.
+        preprocess: size and filter of pictures; None = those of `clip`, where there is one.
+        augment: random views of pictures.
+        clip: what is taken of video and sound; both begin at the same second, anywhere in the sample.
+        clip_augment: random views of video.
+        audio_augment: noise and masks.
+        optional: fields that a sample may lack: its rows are zeros and False in the field's mask. Sources may
+            then differ in their fields; one that no source has at all is left out.
+        num_candidates: P, captions near in time.
+        tokenizer: makes `text` and `text_mask`, or `candidates` and their masks.
         pad_to: "context" or "longest", see `collate`.
         caption: "random" draws one of a sample's captions, "first" takes the main one.
         first_caption_rate: with "random": how often the main caption is taken without a draw.
@@ -121,10 +138,14 @@ def make_loader(
     """
     check_ranks(rank, world_size)
     check_batch(batch_size, world_size)
+    reader = _reader(fields, optional, clip, clip_augment, audio_augment)
     decoder = Decoder(
         fields=tuple(fields),
-        preprocess=preprocess or ImagePreprocess(),
+        optional=tuple(optional),
+        preprocess=preprocess or _pictures(clip),
         augment=augment,
+        clip=replace(reader, random_start=True) if reader is not None else None,
+        candidates=num_candidates,
         caption=caption,
         first_caption_rate=first_caption_rate,
         languages=tuple(languages),
@@ -154,6 +175,7 @@ def make_loader(
             **run,
         )
     sources = open_sources(urls, decoder)
+    decoder = decoder.without({f for f in optional if not _anywhere(f, sources, decoder)})
     draws = Draws(
         sources, weights or None, decoder, seed, shuffle_block, unit=batch_size if pure_batches else 1
     )
@@ -170,6 +192,11 @@ def read_all(
     workers: int = 0,
     fields: Sequence[str] = ("image", "text", "meta"),
     preprocess: ImagePreprocess | None = None,
+    clip: ClipPreprocess | None = None,
+    views: int = 1,
+    crops: int = 1,
+    optional: Sequence[str] = (),
+    num_candidates: int = 5,
     tokenizer: Tokenizer | None = None,
     pad_to: PadTo = "context",
     caption: Literal["first", "all"] = "first",
@@ -192,9 +219,15 @@ def read_all(
         rank: this process, 0..world_size-1.
         world_size: processes that share the samples.
         workers: processes that read ahead, for this rank.
-        fields: image, image_embedding, text, meta.
-        preprocess: size and filter of pictures.
-        tokenizer: makes `text` and `text_mask`.
+        fields: image, image_embedding, video, audio, text, candidates, meta.
+        preprocess: size and filter of pictures; None = those of `clip`, where there is one.
+        clip: what is taken of video and sound, from the middle of the sample.
+        views: evenly spaced windows instead.
+        crops: places along the long side, for every window of the video. With several views or crops `video`
+            is (B,views*crops,3,T,H,W), crops fastest, and `audio` (B,views,…).
+        optional: fields that a sample may lack, as for `make_loader`.
+        num_candidates: P, captions near in time.
+        tokenizer: makes `text` and `text_mask`, or `candidates` and their masks.
         pad_to: "context" or "longest", see `collate`.
         caption: "first", or "all".
         languages: keys of the JSON's "texts" that count; ("*",) = all.
@@ -210,15 +243,20 @@ def read_all(
     check_ranks(rank, world_size)
     if batch_size < 1:
         raise UserError(f"batch size {batch_size} must be at least 1")
+    reader = _reader(fields, optional, clip)
     decoder = Decoder(
         fields=tuple(fields),
-        preprocess=preprocess or ImagePreprocess(),
+        optional=tuple(optional),
+        preprocess=preprocess or _pictures(clip),
+        clip=replace(reader, views=views, crops=crops) if reader is not None else None,
+        candidates=num_candidates,
         caption=caption,
         languages=tuple(languages),
         group_by=group_by,
         embedding_dim=embedding_dim,
     )
     sources = open_sources(urls, decoder)
+    decoder = decoder.without({f for f in optional if not _anywhere(f, sources, decoder)})
     total = sum(s.index.samples for s in sources)
     first, stop = total * rank // world_size, total * (rank + 1) // world_size
     dataset = EvalBatches(sources, decoder, batch_size, first, stop, tokenizer, pad_to)
@@ -246,6 +284,38 @@ def open_sources(urls: str, decoder: Decoder) -> list[Source]:
         name = os.path.basename(pattern.rstrip("/")).split("{")[0].split("*")[0].removesuffix(".tar")
         sources.append(Source(name.rstrip("-_.") or pattern, index))
     return sources
+
+
+def _reader(
+    fields: Sequence[str],
+    optional: Sequence[str],
+    clip: ClipPreprocess | None,
+    augment: ClipAugment | None = None,
+    audio_augment: AudioAugment | None = None,
+) -> ClipReader | None:
+    """How the fields "video" and "audio" are read, None where neither is wanted."""
+    if clip is None or not {"video", "audio"}.intersection(fields):
+        return None
+    return ClipReader(
+        preprocess=clip,
+        video="video" in fields,
+        audio="audio" in fields,
+        optional=tuple(optional),
+        augment=augment,
+        audio_augment=audio_augment,
+    )
+
+
+def _pictures(clip: ClipPreprocess | None) -> ImagePreprocess:
+    return clip.image if clip is not None and clip.video is not None else ImagePreprocess()
+
+
+def _anywhere(name: str, sources: Sequence[Source], decoder: Decoder) -> bool:
+    """Whether any source has an optional field; says so where none has."""
+    if any(decoder.carried(name, source.index.fields) for source in sources):
+        return True
+    log.warning("no source has %s: batches come without it", name)
+    return False
 
 
 def check_batch(batch_size: int, world_size: int) -> None:

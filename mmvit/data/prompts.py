@@ -15,6 +15,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "default": ("{}", "a picture of {}", "a drawing of {}"),
     "plain": ("{}",),
     "photo": ("a photo of a {}.",),
+    "motion": ("{}", "something {}", "a thing {}"),
+    "sound": ("{}", "the sound of {}", "a recording of {}"),
 }
 _PUBLISHED = {
     "clip7": ("SIMPLE_IMAGENET_TEMPLATES", ()),
@@ -27,7 +29,7 @@ def resolve_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     """The templates of a named set, or the given ones checked; `{}` marks the place of the class name.
 
     Args:
-        templates: "default", "plain", "photo", "clip7", "clip80", "owl", or a list of templates.
+        templates: "default", "plain", "photo", "motion", "sound", "clip7", "clip80", "owl", or a list.
 
     Raises:
         ValueError: unknown set, empty list, or a template without `{}`.

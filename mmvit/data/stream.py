@@ -157,6 +157,7 @@ class StreamBatches(IterableDataset[Packet]):
         self.decoder = decoder
         self.tokenizer = tokenizer
         self.pad_to = pad_to
+        self.layout = decoder.layout()
 
     def __iter__(self) -> Iterator[Packet]:
         split = self.split
@@ -172,7 +173,7 @@ class StreamBatches(IterableDataset[Packet]):
                 skips = Skips()
                 samples = [self._sample(next(draws), f"{slot}:{turn}:{j}", skips) for j in range(size)]
                 position = (mine + turn * split.workers) * split.batch_size
-                yield pack(samples, skips, position, self.tokenizer, self.pad_to)
+                yield pack(samples, skips, position, self.tokenizer, self.pad_to, self.layout)
         except UserError as error:
             yield Packet(failure=str(error))
 

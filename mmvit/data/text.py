@@ -1,4 +1,4 @@
-"""Captions -> token ids: the three tokenizers, and loading a saved one without network or pickle."""
+"""Captions -> token ids: the tokenizers, and loading a saved one without network or pickle."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from mmvit.data.text_clip import ClipTokenizer
 from mmvit.data.text_sentencepiece import SentencePieceTokenizer
 from mmvit.data.text_wordpiece import WordPieceTokenizer
+from mmvit.data.text_words import WordTokenizer
 from mmvit.data.tokenizer import CONFIG, FORMAT, TokenizedText, Tokenizer
 from mmvit.errors import UserError, nearest
 
 KINDS: dict[str, type[Tokenizer]] = {
-    kind.kind: kind for kind in (SentencePieceTokenizer, WordPieceTokenizer, ClipTokenizer)
+    kind.kind: kind for kind in (SentencePieceTokenizer, WordPieceTokenizer, ClipTokenizer, WordTokenizer)
 }
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "TokenizedText",
     "Tokenizer",
     "WordPieceTokenizer",
+    "WordTokenizer",
     "load_tokenizer",
 ]
 

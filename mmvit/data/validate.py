@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,9 +13,12 @@ from mmvit.data.decode import EMBEDDING, PICTURES
 from mmvit.data.embedding import read_views
 from mmvit.data.folder import Shard, read_index, rebuild
 from mmvit.data.labels import LabelCounter
+from mmvit.data.media import VIDEOS, Container
 from mmvit.data.offsets import scan_tar
 from mmvit.data.pixels import BadSample, load_rgb, open_image, upright_size
 from mmvit.data.shards import ShardIndex, expand, is_remote
+from mmvit.data.video import is_frame
+from mmvit.data.waveform import SOUNDS, cut, open_sound
 from mmvit.data.write import check_key
 from mmvit.errors import UserError
 
@@ -32,6 +36,7 @@ class Report:
         problems: kind -> how often.
         examples: kind -> up to three places.
         sides: smallest and largest picture side in pixels, (0, 0) without pictures.
+        seconds: "videos" and "sounds" -> how many, shortest and longest in seconds.
         boxes: boxes that a reader would use.
         crowds: boxes that stand for a crowd; training leaves them out.
         labels: what all boxes are called.
@@ -45,6 +50,7 @@ class Report:
     problems: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     sides: tuple[int, int] = (0, 0)
+    seconds: dict[str, tuple[int, float, float]] = field(default_factory=dict)
     boxes: int = 0
     crowds: int = 0
     labels: LabelCounter = field(default_factory=LabelCounter)
@@ -62,6 +68,11 @@ class Report:
         if len(kept) < _EXAMPLES:
             kept.append(where)
 
+    def lasts(self, what: str, seconds: float) -> None:
+        """Nothing; notes how long a video or a sound is."""
+        count, low, high = self.seconds.get(what, (0, seconds, seconds))
+        self.seconds[what] = (count + 1, min(low, seconds), max(high, seconds))
+
     def lines(self) -> list[str]:
         """The report for people: totals, fields, pictures, captions, launch limits, problems."""
         out = [f"{self.shards} shards, {self.samples} samples, {self.bytes / 1e6:.1f} MB"]
@@ -70,6 +81,8 @@ class Report:
             out.append(f"  {name:<12} {count} samples{missing}")
         if self.sides[1]:
             out.append(f"pictures: sides of {self.sides[0]} to {self.sides[1]} pixels")
+        for what, (count, low, high) in sorted(self.seconds.items()):
+            out.append(f"{what}: {count} of {low:.1f} to {high:.1f} seconds")
         if self.boxes or self.labels.counts:
             crowds = f", {self.crowds} crowds" if self.crowds else ""
             out.append(f"boxes: {self.boxes}{crowds}, {len(self.labels.counts)} labels, the most frequent:")
@@ -87,7 +100,8 @@ class Report:
 
 
 def validate(urls: str, max_pixels: int = 64_000_000) -> Report:
-    """What the shards hold and what is wrong with them; every picture is decoded, nothing is changed.
+    """What the shards hold and what is wrong with them; every picture and sound is decoded, of videos the
+    ends; nothing is changed.
 
     Args:
         urls: shard pattern(s), several separated by "::".
@@ -194,8 +208,22 @@ def _check_boxes(members: dict[str, bytes], where: str, report: Report, max_pixe
 
 
 def _check_member(name: str, data: bytes, report: Report, max_pixels: int) -> None:
-    """Decodes one member; raises BadSample where that fails."""
-    if name in PICTURES:
+    """Decodes one member (of a video the first and the last frame); raises BadSample where that fails."""
+    if name in VIDEOS:
+        with Container(data, max_pixels) as video:
+            for _ in video.pictures([0.0, max(0.0, video.seconds)]):
+                pass
+            if video.has_sound:
+                cut(video, 0.0, video.rate, video.rate)
+            report.lasts("videos", video.seconds)
+    elif name.rpartition(".")[2] in SOUNDS:
+        with open_sound(data) as sound:
+            if sound.seconds <= 0:
+                raise BadSample("audio-empty", "0 samples")
+            for second in range(math.ceil(sound.seconds)):
+                cut(sound, second, sound.rate, sound.rate)
+            report.lasts("sounds", sound.seconds)
+    elif name in PICTURES or is_frame(name):
         image = open_image(data, max_pixels)
         low, high = min(image.size), max(image.size)
         report.sides = (min(report.sides[0] or low, low), max(report.sides[1], high))

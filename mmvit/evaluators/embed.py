@@ -31,10 +31,12 @@ class Embedded:
     Attributes:
         index: (N,) int64 number of each sample over all shards.
         keys: N sample keys.
-        embeddings: modality -> (N,E) float32 on the CPU, L2-normalised.
+        embeddings: modality -> (N,E) float32 on the CPU, L2-normalised; of models with several spaces
+            "modality.space", and "modality.features" (N,V,D) of V views, not normalised.
         captions: N lists of captions, main one first; empty lists when text was not read.
         meta: N JSON objects.
         skipped: bad samples that were left out, by reason.
+        present: modality -> (N,) bool, True = the sample has it; missing = all have.
     """
 
     index: Tensor
@@ -43,6 +45,7 @@ class Embedded:
     captions: list[list[str]]
     meta: list[dict[str, Any]]
     skipped: dict[str, int] = field(default_factory=dict)
+    present: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -70,7 +73,7 @@ def embed_samples(
         assert batch.meta is not None, "read_all without 'meta' does not number its samples"
         numbers += [int(meta["__index__"]) for meta in batch.meta]
         result.keys += batch.keys
-        result.captions += _captions(batch)
+        result.captions += captions_of(batch)
         result.meta += batch.meta
         skipped.update(batch.skipped)
         if progress is not None:
@@ -107,15 +110,27 @@ def merge(parts: Sequence[Embedded]) -> Embedded:
     return Embedded(
         index[order],
         [keys[i] for i in order],
-        {name: torch.cat([part.embeddings[name] for part in parts])[order] for name in parts[0].embeddings},
+        {name: _joined(parts, name)[order] for name in dict.fromkeys(n for p in parts for n in p.embeddings)},
         [captions[i] for i in order],
         [meta[i] for i in order],
         dict(skipped),
+        {name: torch.cat([part.present[name] for part in parts])[order] for name in parts[0].present},
+    )
+
+
+def _joined(parts: Sequence[Embedded], name: str) -> Tensor:
+    """The rows of one name; zeros where none of a part's samples had the modality."""
+    width = next(part.embeddings[name] for part in parts if name in part.embeddings).shape[1:]
+    return torch.cat(
+        [
+            part.embeddings[name] if name in part.embeddings else torch.zeros(len(part), *width)
+            for part in parts
+        ]
     )
 
 
 def image_encoder(model: DualEncoder, precision: str = "fp32") -> Encoder:
-    """Batch -> (B,E) image embeddings, from cached features where the batch carries them, else from pixels.
+    """Batch -> (B,E) embeddings of the pair's first tower, from cached features where the batch carries them.
 
     Args:
         model: on the device that is to compute.
@@ -127,8 +142,9 @@ def image_encoder(model: DualEncoder, precision: str = "fp32") -> Encoder:
         with evaluating(model), autocast(device, precision):
             if batch.image_embedding is not None:
                 return model.encode_image(features=batch.image_embedding.to(device))
-            assert batch.image is not None, "the batch carries neither pictures nor cached features"
-            return model.encode_image(batch.image.to(device))
+            seen = getattr(batch, model.config.modality)
+            assert seen is not None, "the batch carries neither what the tower takes nor cached features"
+            return model.encode_image(seen.to(device))
 
     return encode
 
@@ -180,8 +196,15 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, dtypes[precision]) if precision in dtypes else nullcontext()
 
 
-def _captions(batch: Batch) -> list[list[str]]:
+def captions_of(batch: Batch) -> list[list[str]]:
+    """B lists of captions: those that caption="all" listed, else the chosen one; none where there is none."""
     if batch.captions is None:
         return [[] for _ in batch.keys]
     metas = batch.meta or [{}] * len(batch)
-    return [list(meta.get("captions", [text])) for text, meta in zip(batch.captions, metas, strict=True)]
+    found = []
+    for text, meta in zip(batch.captions, metas, strict=True):
+        listed = meta.get("captions", [text])
+        # A clip's JSON may list its captions with their times instead: the chosen one stands for them.
+        texts = listed if all(isinstance(caption, str) for caption in listed) else [text]
+        found.append([caption for caption in texts if caption])
+    return found

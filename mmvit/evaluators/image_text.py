@@ -6,7 +6,6 @@ Used by `eval/zero_shot.py`, `eval/retrieval.py` and by recipes during training.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +14,15 @@ import torch
 from torch import Tensor
 
 from mmvit.data.captions import group_of
+from mmvit.data.clip import ClipPreprocess
 from mmvit.data.image import ImagePreprocess
 from mmvit.data.loader import read_all
 from mmvit.data.tokenizer import Tokenizer
 from mmvit.errors import UserError
 from mmvit.evaluators.embed import Embedded, TextEncoder, embed_samples, gather, image_encoder, text_encoder
 from mmvit.evaluators.prompts import Classes, class_embeddings, resolve_classes, resolve_templates
-from mmvit.evaluators.retrieval import approximate_metrics, first_of_each, group_numbers, retrieval_metrics
+from mmvit.evaluators.retrieval import approximate_metrics, first_of_each, retrieval_metrics
+from mmvit.evaluators.samples import distinct_labels, labels_of, row_groups
 from mmvit.evaluators.zero_shot import label_numbers, zero_shot_metrics
 from mmvit.models.lit import DualEncoder
 
@@ -68,7 +69,7 @@ def embed_pictures(
     model: DualEncoder,
     urls: str,
     *,
-    preprocess: ImagePreprocess,
+    preprocess: ImagePreprocess | ClipPreprocess,
     batch_size: int = 64,
     precision: str = "fp32",
     workers: int = 0,
@@ -81,7 +82,8 @@ def embed_pictures(
     """All samples of the shards with `embeddings["image"]`; every rank gets all, each computes its share.
 
     Args:
-        model: the bare pair of towers, on the device that is to compute.
+        model: the bare pair of towers, on the device that is to compute; what its first tower takes, sounds
+            or clips too, is what is read and stands under "image".
         urls: shard pattern(s).
         preprocess: the model's own.
         batch_size: pictures at once on this rank.
@@ -97,7 +99,8 @@ def embed_pictures(
     Raises:
         UserError: no shards, fields they do not have, or no usable sample.
     """
-    fields = ["image_embedding" if cached else "image", "meta"] + (["text"] if captions else [])
+    clip = preprocess if isinstance(preprocess, ClipPreprocess) else None
+    fields = ["image_embedding" if cached else model.config.modality, "meta"] + (["text"] if captions else [])
     with read_all(
         urls,
         batch_size=batch_size,
@@ -105,7 +108,8 @@ def embed_pictures(
         world_size=world_size,
         workers=workers,
         fields=fields,
-        preprocess=preprocess,
+        preprocess=preprocess if isinstance(preprocess, ImagePreprocess) else None,
+        clip=None if cached else clip,
         caption="all" if captions == "all" else "first",
         embedding_dim=model.image.width if cached else None,
     ) as loader:
@@ -117,19 +121,24 @@ def embed_pictures(
     return whole
 
 
-def read_facts(urls: str, *, captions: str | None = "first") -> Embedded:
+def read_facts(urls: str, *, captions: str | None = "first", optional: bool = False) -> Embedded:
     """All samples of the shards without embeddings: keys, captions and JSON, no picture decoded.
 
     Args:
         urls: shard pattern(s).
         captions: "first", "all", or None when texts are not needed.
+        optional: whether samples without a caption stay.
 
     Raises:
         UserError: no shards.
     """
-    fields = ["meta"] + (["text"] if captions else [])
+    text = ["text"] if captions else []
     with read_all(
-        urls, batch_size=512, fields=fields, caption="all" if captions == "all" else "first"
+        urls,
+        batch_size=512,
+        fields=["meta", *text],
+        optional=text if optional else [],
+        caption="all" if captions == "all" else "first",
     ) as loader:
         return embed_samples(loader, {})
 
@@ -145,21 +154,6 @@ def with_image(facts: Embedded, index: Tensor, embeddings: Tensor) -> Embedded:
         {"image": embeddings[rows]},
         [facts.captions[i] for i in kept],
         [facts.meta[i] for i in kept],
-    )
-
-
-def drawn(pictures: Embedded, count: int, seed: int = 0) -> Embedded:
-    """`count` samples drawn with a seed, in their old order; all of them when there are no more."""
-    if count >= len(pictures):
-        return pictures
-    rows = sorted(random.Random(seed).sample(range(len(pictures)), count))
-    return Embedded(
-        pictures.index[rows],
-        [pictures.keys[i] for i in rows],
-        {name: values[rows] for name, values in pictures.embeddings.items()},
-        [pictures.captions[i] for i in rows],
-        [pictures.meta[i] for i in rows],
-        skipped=pictures.skipped,
     )
 
 
@@ -190,16 +184,40 @@ def zero_shot(
         UserError: no sample carries the field, or none a label of the list.
         ValueError: bad classes or templates.
     """
-    found = [_label(meta.get(label)) for meta in pictures.meta]
-    if not any(found):
-        raise UserError(f"no sample's JSON has the field {label!r}: name the right one with --label")
-    resolved = resolve_classes(sorted(_distinct(found)) if classes is None else classes)
+    return named(
+        pictures,
+        encode or text_encoder(model, tokenizer, precision),
+        classes=classes,
+        templates=templates,
+        label=label,
+    )
+
+
+def named(
+    samples: Embedded,
+    encode: TextEncoder,
+    embeddings: str = "image",
+    *,
+    classes: Classes | None = None,
+    templates: str | Sequence[str] = "default",
+    label: str = "label",
+) -> Named:
+    """As `zero_shot`, of samples of any modality: `embeddings` names theirs, `encode` embeds the prompts.
+
+    Raises:
+        UserError: as `zero_shot`.
+        ValueError: likewise.
+    """
+    found = labels_of(samples, label)
+    resolved = resolve_classes(sorted(distinct_labels(found)) if classes is None else classes)
     numbers = label_numbers(found, list(resolved))
-    bank = class_embeddings(encode or text_encoder(model, tokenizer, precision), resolved, templates)
+    bank = class_embeddings(encode, resolved, templates)
     try:
-        metrics = zero_shot_metrics(pictures.embeddings["image"], bank, numbers)
+        metrics = zero_shot_metrics(samples.embeddings[embeddings], bank, numbers)
     except ValueError as error:
-        raise UserError(f"{error}; the data's labels look like {sorted(_distinct(found))[:3]}") from None
+        raise UserError(
+            f"{error}; the data's labels look like {sorted(distinct_labels(found))[:3]}"
+        ) from None
     return Named(metrics, list(resolved), resolve_templates(templates), bank, numbers)
 
 
@@ -241,7 +259,8 @@ def retrieval(
         texts, group_text = [texts[i] for i in kept], group_text[kept]
     bank = (encode or text_encoder(model, tokenizer, precision))(texts)
     images = pictures.embeddings["image"]
-    metrics = retrieval_metrics(images, bank, group_image, group_text)
+    names = (model.config.modality, "text")
+    metrics = retrieval_metrics(images, bank, group_image, group_text, names)
     approximate = {}
     if index != "flat":
         approximate = {
@@ -253,32 +272,7 @@ def retrieval(
 
 def _groups(pictures: Embedded, texts: list[str], owner: list[int], group_by: str) -> tuple[Tensor, Tensor]:
     """(N,) and (T,) int64 of pictures and texts."""
-    owners = torch.tensor(owner, dtype=torch.int64)
-    if group_by == "sample":
-        return torch.arange(len(pictures)), owners
-    if group_by == "text":
-        if len(texts) != len(pictures):
-            raise UserError("several captions per sample: use --group-by sample, or a field such as label")
-        image = torch.tensor([group_of(captions[0]) for captions in pictures.captions])
-        return image, image[owners]
-    values = [meta.get(group_by) for meta in pictures.meta]
-    if all(value is None for value in values):
-        raise UserError(
-            f"no sample's JSON has the field {group_by!r}: use --group-by text, sample or a field"
-        )
-    # A sample without the field is alone in its group.
-    (image,) = group_numbers([str(v) if v is not None else ("", i) for i, v in enumerate(values)])
-    return image, image[owners]
-
-
-def _label(value: Any) -> str | list[str] | None:
-    """A label, a list of labels, or None for what cannot be one."""
-    if isinstance(value, str | int | float):
-        return str(value).strip() or None
-    if isinstance(value, list):
-        return [name for name in map(_label, value) if isinstance(name, str)]
-    return None
-
-
-def _distinct(labels: Sequence[str | Sequence[str] | None]) -> set[str]:
-    return {name for label in labels if label for name in ([label] if isinstance(label, str) else label)}
+    if group_by == "text" and len(texts) != len(pictures):
+        raise UserError("several captions per sample: use --group-by sample, or a field such as label")
+    image = row_groups(pictures, group_by)
+    return image, image[torch.tensor(owner, dtype=torch.int64)]

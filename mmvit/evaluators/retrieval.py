@@ -160,6 +160,30 @@ def approximate_metrics(
     return metrics
 
 
+def rank_chance(group_q: Tensor, group_c: Tensor) -> dict[str, float]:
+    """{"chance_mean_rank", "chance_median_rank"}: what a random order of the candidates gives, exactly.
+
+    With P right among M candidates the best of them has the rank (M + 1) / (P + 1) on average. The median is
+    the first rank that at least half of all random orders and queries reach.
+
+    Args:
+        group_q: (Q,) int64.
+        group_c: (M,) int64; at least one agrees with a query's.
+    """
+    kinds, count = group_c.unique(return_counts=True)
+    place = torch.searchsorted(kinds, group_q).clamp(max=len(kinds) - 1)
+    positives = count[place][kinds[place] == group_q]
+    pool = len(group_c)
+    kind, queries = positives.unique(return_counts=True)
+    missed, share = torch.ones(len(kind), dtype=torch.float64), queries.double() / queries.sum()
+    for rank in range(1, pool + 1):
+        missed *= ((pool - kind - rank + 1).clamp(min=0) / (pool - rank + 1)).double()
+        if float((missed * share).sum()) <= 0.5:
+            break
+    mean = ((pool + 1) / (positives.double() + 1)).mean().item()
+    return {"chance_mean_rank": mean, "chance_median_rank": float(rank)}
+
+
 def group_numbers(*sides: Sequence[Hashable]) -> list[Tensor]:
     """One (rows,) int64 per side; equal numbers where the values (captions, labels, keys) are equal."""
     number: dict[Hashable, int] = {}

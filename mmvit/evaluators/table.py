@@ -1,6 +1,8 @@
 """Results of several runs side by side: one block per split, one row per run, chance as the last row.
 
-The terminal's table and the HTML report are made from the same `blocks`.
+Pictures, captions and boxes of a split share a block; every other pair of modalities, and every field by
+which clips and sounds are named, has its own. The terminal's table and the HTML report are made from the same
+`blocks`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,52 @@ COLUMNS = (
     *(("AP of classes", name, "object_detection", f"AP_{name}", "") for name in ("seen", "unseen")),
     ("one-shot", "AP50", "object_detection", "one_shot_AP50", ""),
 )
+Column = tuple[str, str, str, str, str]
+_NAMED = (
+    ("zero-shot", "top-1", "zero_shot_classification", "acc1", "chance_acc1"),
+    ("zero-shot", "top-5", "zero_shot_classification", "acc5", "chance_acc5"),
+    ("zero-shot", "bal.", "zero_shot_classification", "mean_per_class_recall", "chance_acc1"),
+    ("probe", "top-1", "linear_probe", "acc1", "majority_acc1"),
+    ("probe", "top-5", "linear_probe", "acc5", "chance_acc5"),
+    ("probe", "bal.", "linear_probe", "mean_per_class_recall", "chance_acc1"),
+    ("probe", "mAP", "linear_probe", "map", "chance_map"),
+    ("probe", "AUC", "linear_probe", "auc", ""),
+    ("probe", "d'", "linear_probe", "d_prime", ""),
+    ("trained", "top-1", "classification", "acc1", "chance_acc1"),
+    ("trained", "top-5", "classification", "acc5", "chance_acc5"),
+    ("trained", "bal.", "classification", "mean_per_class_recall", "chance_acc1"),
+    ("trained", "mAP", "classification", "map", "chance_map"),
+    ("trained", "AUC", "classification", "auc", ""),
+    ("trained", "d'", "classification", "d_prime", ""),
+)
+# What is no share: shown as it is. Of ranks the smallest is the best.
+_PLAIN = ("median_rank", "d_prime")
+
+
+def pair_columns(pair: str) -> tuple[Column, ...]:
+    """The columns of a block of one pair of modalities, such as "audio-video"."""
+    a, b = pair.split("-")
+    return tuple(
+        (f"{asks} → {found}", *column)
+        for asks, found in ((b, a), (a, b))
+        for column in (
+            *(
+                (
+                    f"R@{k}",
+                    "zero_shot_retrieval",
+                    f"{found}_retrieval_recall@{k}",
+                    f"{found}_retrieval_chance@{k}",
+                )
+                for k in (1, 5, 10)
+            ),
+            (
+                "MedR",
+                "zero_shot_retrieval",
+                f"{found}_retrieval_median_rank",
+                f"{found}_retrieval_chance_median_rank",
+            ),
+        )
+    )
 
 
 @dataclass
@@ -39,20 +87,29 @@ class Block:
     Attributes:
         split: "corpus test_style/emoji".
         size: "2,929 pictures, 1,520 classes".
-        rows: (run, percentages in the order of COLUMNS; None = not measured).
+        rows: (run, percentages in the order of the columns; None = not measured).
         chance: percentages of a random order.
+        columns: (heading, column, task, metric, metric of chance) of each value.
     """
 
     split: str
     size: str
     rows: list[tuple[str, list[float | None]]]
     chance: list[float | None]
+    columns: tuple[Column, ...] = COLUMNS
 
     def best(self) -> list[float | None]:
-        """The largest value of each column, None where nobody measured it or only one run did."""
-        columns = zip(*(values for _, values in self.rows), strict=True)
-        found = [[v for v in column if v is not None] for column in columns]
-        return [max(values) if len(values) > 1 else None for values in found]
+        """The best value of each column, None where nobody measured it or only one run did."""
+        values = zip(*(values for _, values in self.rows), strict=True)
+        found = [[v for v in column if v is not None] for column in values]
+        best = [min if column[3].endswith("_rank") else max for column in self.columns]
+        return [
+            choose(column) if len(column) > 1 else None for choose, column in zip(best, found, strict=True)
+        ]
+
+    def used(self) -> list[int]:
+        """The columns that some run measured."""
+        return [i for i in range(len(self.columns)) if any(row[i] is not None for _, row in self.rows)]
 
 
 def run_name(model: str) -> str:
@@ -65,26 +122,28 @@ def run_name(model: str) -> str:
 
 
 def blocks(results: Sequence[Mapping[str, Any]], names: Mapping[str, str] | None = None) -> list[Block]:
-    """One block per (dataset, split), in the order in which they occur; later results replace earlier ones.
+    """One block per (dataset, split, part), in the order in which they occur; later results win.
 
     Args:
         results: result objects of both tasks.
         names: model -> what the row is called; otherwise the run's folder.
     """
-    order: dict[tuple[str, str], dict[str, dict[str, Mapping[str, Any]]]] = {}
+    order: dict[tuple[str, str, str], dict[str, dict[str, Mapping[str, Any]]]] = {}
     for found in results:
-        runs = order.setdefault((found["dataset"], found["split"]), {})
+        runs = order.setdefault((found["dataset"], found["split"], _part(found)), {})
         name = (names or {}).get(found["model"], run_name(found["model"]))
         runs.setdefault(name, {})[found["task"]] = found
     made = []
-    for (dataset, split), runs in order.items():
+    for (dataset, split, part), runs in order.items():
+        columns = COLUMNS if not part else _NAMED if " by " in part else pair_columns(part)
         rows = [
-            (run, [_percent(tasks, column[2], column[3]) for column in COLUMNS])
+            (run, [_percent(tasks, column[2], column[3]) for column in columns])
             for run, tasks in runs.items()
         ]
-        lucky = [[_percent(tasks, column[2], column[4]) for column in COLUMNS] for tasks in runs.values()]
+        lucky = [[_percent(tasks, column[2], column[4]) for column in columns] for tasks in runs.values()]
         chance = [next((v for v in values if v is not None), None) for values in zip(*lucky, strict=True)]
-        made.append(Block(f"{dataset} {split}".strip(), _size(runs), rows, chance))
+        title = " ".join(filter(None, (dataset, split, f"· {part}" if part else "")))
+        made.append(Block(title, _size(runs, part), rows, chance, columns))
     return made
 
 
@@ -114,8 +173,8 @@ def percent(value: float | None) -> str:
 
 
 def _plain(block: Block) -> str:
-    used = _used(block)
-    groups = [list(g) for _, g in itertools.groupby(used, lambda i: COLUMNS[i][0])]
+    used, columns = block.used(), block.columns
+    groups = [list(g) for _, g in itertools.groupby(used, lambda i: columns[i][0])]
     rows = [*block.rows, ("chance", block.chance)]
     left = max(len(name) for name, _ in rows)
 
@@ -123,8 +182,8 @@ def _plain(block: Block) -> str:
         return " │".join([name.ljust(left), *cells]).rstrip()
 
     lines = [f"{block.split}: {block.size}; percent"]
-    lines.append(line("", [f" {COLUMNS[group[0]][0]:<{7 * len(group) - 1}}" for group in groups]))
-    lines.append(line("", ["".join(f"{COLUMNS[i][1]:>7}" for i in group) for group in groups]))
+    lines.append(line("", [f" {columns[group[0]][0]:<{7 * len(group) - 1}}" for group in groups]))
+    lines.append(line("", ["".join(f"{columns[i][1]:>7}" for i in group) for group in groups]))
     for name, values in rows:
         lines.append(line(name, ["".join(f"{percent(values[i]):>7}" for i in group) for group in groups]))
     return "\n".join(lines)
@@ -134,9 +193,9 @@ def _rich(block: Block) -> str:
     box = need("rich.box").SIMPLE
     table = need("rich.table").Table(box=box, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
-    used, previous = _used(block), ""
+    used, previous = block.used(), ""
     for i in used:
-        heading, column = COLUMNS[i][:2]
+        heading, column = block.columns[i][:2]
         # The heading stands once, over the first column of its group, so that 80 characters are enough.
         table.add_column(f"{heading if heading != previous else ''}\n{column}", justify="right", no_wrap=True)
         previous = heading
@@ -154,19 +213,24 @@ def _rich(block: Block) -> str:
     return text.getvalue().rstrip()
 
 
-def _used(block: Block) -> list[int]:
-    """The columns that some run measured."""
-    return [i for i in range(len(COLUMNS)) if any(values[i] is not None for _, values in block.rows)]
+def _part(found: Mapping[str, Any]) -> str:
+    """What has a block of its own: "audio-video", "video by motion"; "" for pictures, texts and boxes."""
+    if found.get("pair") not in (None, "image-text"):
+        return str(found["pair"])
+    return f"{found['modality']} by {found.get('label')}" if "modality" in found else ""
 
 
 def _percent(tasks: Mapping[str, Mapping[str, Any]], task: str, metric: str) -> float | None:
     value = tasks.get(task, {}).get("metrics", {}).get(metric)
-    return None if value is None else 100 * float(value)
+    return None if value is None else float(value) * (1 if metric.endswith(_PLAIN) else 100)
 
 
-def _size(runs: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def _size(runs: Mapping[str, Mapping[str, Mapping[str, Any]]], part: str = "") -> str:
     found = next(iter(runs.values()))
     parts = [f"{next(iter(found.values()))['n']:,} samples"]
+    if part:
+        metrics = next(iter(found.values()))["metrics"]
+        return ", ".join(parts + ([f"{metrics['classes']:,} classes"] if " by " in part else []))
     if "zero_shot_classification" in found:
         parts.append(f"{found['zero_shot_classification']['metrics']['classes']:,} classes")
     if "zero_shot_retrieval" in found:

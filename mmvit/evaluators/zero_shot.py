@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmvit.evaluators.ranking import chance_at, positive_ranks, score_blocks
+from mmvit.evaluators.classification import rank_metrics, right_classes
+from mmvit.evaluators.ranking import positive_ranks, score_blocks
 from mmvit.search import exact
 from mmvit.search.rows import unit_rows
 
@@ -33,7 +34,7 @@ def zero_shot_metrics(embeddings: Tensor, class_embeddings: Tensor, labels: Tens
         ValueError: shapes that disagree, a label outside 0..C-1, or no sample with a label.
     """
     classes = len(class_embeddings)
-    right = _right(labels, len(embeddings), classes)
+    right = right_classes(labels, len(embeddings), classes)
     known = right.any(1)
     if not known.any():
         raise ValueError(f"none of the {len(embeddings)} samples has a label among the {classes} classes")
@@ -42,15 +43,8 @@ def zero_shot_metrics(embeddings: Tensor, class_embeddings: Tensor, labels: Tens
         positive_ranks(scores, right[start : start + len(scores)].to(scores.device))[:, 0].cpu()
         for start, scores in score_blocks(embeddings, class_embeddings)
     ]
-    best = torch.cat(parts)
-    metrics: dict[str, float] = {}
-    for k in (1, 5):
-        metrics[f"acc{k}"] = (best <= k).double().mean().item()
-        metrics[f"chance_acc{k}"] = chance_at(k, right.sum(1), classes).mean().item()
-    if labels.ndim == 1:
-        metrics["mean_per_class_recall"] = _per_class(best == 1, labels.cpu()[known], classes)
-    metrics |= {"n": len(best), "classes": classes, "without_label": int((~known).sum())}
-    return metrics
+    metrics = rank_metrics(torch.cat(parts), right, labels.cpu()[known] if labels.ndim == 1 else None)
+    return metrics | {"without_label": int((~known).sum())}
 
 
 def predictions(embeddings: Tensor, class_embeddings: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
@@ -76,29 +70,3 @@ def label_numbers(labels: Sequence[str | Sequence[str] | None], classes: Sequenc
             if name in number:
                 right[i, number[name]] = True
     return right
-
-
-def _right(labels: Tensor, samples: int, classes: int) -> Tensor:
-    """(N,C) bool from either form of labels."""
-    if labels.shape == (samples, classes) and labels.dtype == torch.bool:
-        return labels.cpu()
-    if labels.shape != (samples,):
-        raise ValueError(
-            f"labels must be ({samples},) class numbers or ({samples},{classes}) bool, "
-            f"got {tuple(labels.shape)} {labels.dtype}"
-        )
-    labels = labels.cpu().long()
-    if labels.max() >= classes or labels.min() < -1:
-        raise ValueError(
-            f"labels must lie in -1..{classes - 1}, got {int(labels.min())}..{int(labels.max())}"
-        )
-    right = torch.zeros(samples, classes + 1, dtype=torch.bool)
-    right[torch.arange(samples), labels] = True  # -1 falls into the extra column
-    return right[:, :classes]
-
-
-def _per_class(correct: Tensor, labels: Tensor, classes: int) -> float:
-    """Mean over the classes that occur of the share of their samples that are correct."""
-    seen = torch.bincount(labels, minlength=classes)
-    hits = torch.bincount(labels[correct], minlength=classes)
-    return (hits[seen > 0] / seen[seen > 0]).double().mean().item()

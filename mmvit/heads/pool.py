@@ -64,6 +64,28 @@ class ClassDistPool(nn.Module):
         return mean if self.norm is None else self.norm(mean)
 
 
+class TanhPool(nn.Module):
+    """A linear map and tanh on the first token ("cls_tanh"): BERT's pooler.
+
+    Args:
+        width: D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform, zero bias."""
+        nn.init.xavier_uniform_(self.dense.weight)
+        nn.init.zeros_(self.dense.bias)
+
+    def forward(self, encoded: Encoded) -> Tensor:
+        """Features (B,D), -1..1."""
+        return torch.tanh(self.dense(encoded.values[:, 0]))
+
+
 class MeanPool(nn.Module):
     """The mean over real grid tokens; special tokens are left out.
 
@@ -208,7 +230,7 @@ def build_pool(
     """The pooling called `name`: a module Encoded -> (B,D).
 
     Args:
-        name: cls | last | eos | mean | mean_norm | cls_dist | cls_dist_norm | map | seq.
+        name: cls | cls_tanh | last | eos | mean | mean_norm | cls_dist | cls_dist_norm | map | seq.
         width: D.
         num_heads: of the map pooling.
         mlp_dim: likewise.
@@ -220,6 +242,8 @@ def build_pool(
     """
     if name in ("cls", "last", "eos"):
         return TokenPool(name)
+    if name == "cls_tanh":
+        return TanhPool(width)
     if name == "mean":
         return MeanPool()
     if name == "mean_norm":
@@ -230,5 +254,5 @@ def build_pool(
         return AttentionPool(width, num_heads, mlp_dim, activation=activation, norm_eps=norm_eps)
     if name == "seq":
         return SeqPool(width)
-    valid = "cls, last, eos, mean, mean_norm, cls_dist, cls_dist_norm, map, seq"
+    valid = "cls, last, eos, mean, mean_norm, cls_dist, cls_dist_norm, map, seq, cls_tanh"
     raise ValueError(f"pool is '{name}', expected one of {valid}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Head(nn.Module):
-    """Optional centring, then a linear map or the identity, always in float32.
+    """Optional centring, then a linear map, two with a ReLU between, or the identity, always in float32.
 
     Args:
         width: D.
@@ -23,18 +23,27 @@ class Head(nn.Module):
         center: keep a buffer `mean` (D,), subtracted from the features; zeros until it is set. Rectified
             features share a large common component that a cosine would otherwise see first.
         bias: whether the linear map has a bias.
+        hidden: width of a linear map with bias and ReLU in front of it (CLAP), None = none.
     """
 
     weight: Tensor | None
     bias: Tensor | None
     mean: Tensor | None
 
-    def __init__(self, width: int, embed_dim: int | None, center: bool = False, bias: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        embed_dim: int | None,
+        center: bool = False,
+        bias: bool = True,
+        hidden: int | None = None,
+    ) -> None:
         super().__init__()
         self.embed_dim = embed_dim or width
         linear = embed_dim is not None
+        self.hidden = nn.Linear(width, hidden) if linear and hidden else None
         self.register_parameter(
-            "weight", nn.Parameter(torch.empty(self.embed_dim, width)) if linear else None
+            "weight", nn.Parameter(torch.empty(self.embed_dim, hidden or width)) if linear else None
         )
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(self.embed_dim)) if linear and bias else None
@@ -49,6 +58,8 @@ class Head(nn.Module):
             nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+        if self.hidden is not None:
+            self.hidden.reset_parameters()
 
     def forward(self, features: Tensor) -> Tensor:
         """The embedding (B,E) float32 (float64 for float64 features), not normalised.
@@ -64,4 +75,6 @@ class Head(nn.Module):
                 x = x - self.mean.to(x.dtype)
             if self.weight is None:
                 return x
+            if self.hidden is not None:
+                x = F.relu(F.linear(x, self.hidden.weight.to(x.dtype), self.hidden.bias.to(x.dtype)))
             return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mmvit.hub.convert.from_big_vision import from_big_vision
     from mmvit.hub.convert.from_cct import from_cct
     from mmvit.hub.convert.from_checkpoint import from_checkpoint
+    from mmvit.hub.convert.from_ctranslate2 import from_ctranslate2
     from mmvit.hub.convert.from_open_clip import from_open_clip
     from mmvit.hub.convert.from_timm import from_timm
     from mmvit.hub.convert.from_torchvision import from_torchvision
@@ -25,6 +26,7 @@ _HOMES = {
     "from_big_vision": "convert.from_big_vision",
     "from_cct": "convert.from_cct",
     "from_checkpoint": "convert.from_checkpoint",
+    "from_ctranslate2": "convert.from_ctranslate2",
     "from_open_clip": "convert.from_open_clip",
     "from_timm": "convert.from_timm",
     "from_torchvision": "convert.from_torchvision",
@@ -45,6 +47,7 @@ __all__ = [
     "from_big_vision",
     "from_cct",
     "from_checkpoint",
+    "from_ctranslate2",
     "from_open_clip",
     "from_timm",
     "from_torchvision",

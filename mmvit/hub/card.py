@@ -15,6 +15,7 @@ from torch import nn
 _PIPELINES = {
     "dual_encoder": "zero-shot-image-classification",
     "detector": "zero-shot-object-detection",
+    "vatt": "feature-extraction",
     "image_tower": "image-feature-extraction",
     "text_tower": "feature-extraction",
     "video_tower": "feature-extraction",
@@ -26,6 +27,7 @@ _PIPELINES = {
 _KIND = {
     "dual_encoder": "An image-text pair",
     "detector": "An open-vocabulary detector",
+    "vatt": "Video, audio and text in common spaces",
     "image_tower": "An image tower",
     "text_tower": "A text tower",
     "video_tower": "A video tower",
@@ -37,6 +39,7 @@ _KIND = {
 _INTENDED = {
     "dual_encoder": "Comparing pictures with texts: search, and classification with classes given as words.",
     "detector": "Finding objects in pictures, named by words or shown by an example, with boxes and scores.",
+    "vatt": "Comparing clips, sounds, pictures and texts: search, and classes given as words.",
     "image_tower": "Turning pictures into vectors: search by picture, probes, a part of a larger model.",
     "text_tower": "Turning texts into vectors: search by text, a part of a larger model.",
     "video_tower": "Turning clips into vectors: probes, fine-tuning, a part of a larger model.",
@@ -53,6 +56,10 @@ print(model.similarity(pictures, texts))""",
     "detector": """detector = mmvit.Detector(mmvit.load("{name}"))
 found = detector.detect(["photo.jpg"], queries=["a fox", "a violin"])[0]
 print(found.boxes, found.scores, found.labels)  # pixels of the picture, xyxy""",
+    "vatt": """model = mmvit.load("{name}")
+clips, sounds = model.encode(video=["dog.mp4"]), model.encode(audio=["dog.wav"])  # (1, {dim}) unit vectors
+texts = model.encode(text=["a dog barks", "a violin"])
+print(model.similarity(clips, texts), model.similarity(sounds, texts))""",
     "image_tower": """model = mmvit.load("{name}")
 features = model.encode(image=["photo.jpg"])           # (1, {dim}) unit vectors""",
     "text_tower": """model = mmvit.load("{name}")

@@ -2,7 +2,7 @@
 
   config.json         format, schema_version, kind, model (the config dataclass), fingerprints of the others
   model.safetensors   weights; never a pickle
-  preprocess.json     how pictures are resized, for models that see pictures
+  preprocess.json     how pictures are resized; how clips and sounds are cut, of models that see or hear them
   tokenizer/          for models that read text
   README.md           the model card
 Loading needs no network. A part that does not match its fingerprint is an error, not a worse number.
@@ -19,6 +19,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
+from mmvit.data.clip import ClipPreprocess
 from mmvit.data.image import ImagePreprocess
 from mmvit.data.text import Tokenizer, load_tokenizer
 from mmvit.errors import UserError, nearest
@@ -28,10 +29,10 @@ from mmvit.hub.convert.files.safetensors_header import read_header
 from mmvit.hub.convert.files.sizes import check_sizes
 from mmvit.hub.convert.keymap import fill
 from mmvit.hub.fingerprint import combine, portable, weights_fingerprint
+from mmvit.hub.parts import check_parts, is_of_clips
 from mmvit.hub.plain import from_plain, kind_of, to_plain
 from mmvit.hub.remote import PREFIX, fetch
 from mmvit.hub.whole import whole_folder
-from mmvit.models.config import ImageTowerConfig
 from mmvit.models.presets import build_model
 from mmvit.models.unfilled import Unfilled
 
@@ -56,14 +57,15 @@ class Loaded:
 
     Attributes:
         model: in eval mode, on the CPU.
-        preprocess: how its pictures are resized, None for a text tower.
-        tokenizer: None for an image tower.
+        preprocess: an `ImagePreprocess`; a `ClipPreprocess` where clips or sounds are taken; None where
+            nothing is known, and for a text tower.
+        tokenizer: None for a model that reads no text.
         config: config.json as it was read.
         fingerprint: of model and preprocessing together.
     """
 
     model: nn.Module
-    preprocess: ImagePreprocess | None
+    preprocess: Any
     tokenizer: Tokenizer | None
     config: dict[str, Any]
     fingerprint: str
@@ -73,16 +75,17 @@ def save(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
-    preprocess: ImagePreprocess | None = None,
+    preprocess: ImagePreprocess | ClipPreprocess | None = None,
     tokenizer: Tokenizer | None = None,
     card: dict[str, Any] | None = None,
 ) -> str:
     """Writes the model's folder, replacing one of ours that is there already; returns the fingerprint.
 
     Args:
-        model: a tower, pair, detector or classifier.
+        model: a tower, pair, detector or classifier, or video, audio and text in common spaces.
         path: the folder to write; appears complete or not at all.
-        preprocess: needed by models that see pictures; None = the one that a converted model carries.
+        preprocess: needed by models that see pictures, or video, audio and text in common spaces; of towers
+            of clips or sounds alone it may be missing. None = the one that a converted model carries.
         tokenizer: needed by models that read text.
         card: facts for README.md and config.json: license, data, metrics, base_models, notes, ...
 
@@ -94,9 +97,9 @@ def save(
     config = getattr(model, "config", None)
     kind = kind_of(config)
     carried = getattr(model, "preprocess", None)
-    if preprocess is None and isinstance(carried, ImagePreprocess):
+    if preprocess is None and isinstance(carried, ImagePreprocess | ClipPreprocess):
         preprocess = carried
-    _check_parts(config, kind, preprocess, tokenizer)
+    check_parts(config, kind, preprocess, tokenizer)
     path = Path(path)
     _check_replaceable(path)
     state = {name: portable(value) for name, value in model.state_dict().items()}
@@ -137,7 +140,8 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     path = fetch(str(path)) if str(path).startswith(PREFIX) else Path(path)
     config = read_config(path)
     model_config = from_plain(config["kind"], config["model"], str(path / "config.json"))
-    preprocess, tokenizer = _load_preprocess(path, config), _load_tokenizer(path, config)
+    preprocess = _load_preprocess(path, config, is_of_clips(config["kind"], model_config))
+    tokenizer = _load_tokenizer(path, config)
     # A config that asks for more than the file holds must not be built to find that out.
     check_sizes(model_config, read_header(path / "model.safetensors"), source=str(path / "model.safetensors"))
     state = read_safetensors(path / "model.safetensors")
@@ -146,7 +150,7 @@ def load(path: str | os.PathLike[str]) -> Loaded:
     with Unfilled():
         model = build_model(model_config)
     fill(model, state, source=str(path / "model.safetensors"))
-    _check_parts(model_config, config["kind"], preprocess, tokenizer)
+    check_parts(model_config, config["kind"], preprocess, tokenizer)
     return Loaded(
         model=model.eval(),
         preprocess=preprocess,
@@ -199,14 +203,17 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
     return all((Path(path) / name).exists() for name in needed)
 
 
-def _load_preprocess(path: Path, config: dict[str, Any]) -> ImagePreprocess | None:
+def _load_preprocess(
+    path: Path, config: dict[str, Any], of_clips: bool
+) -> ImagePreprocess | ClipPreprocess | None:
     file, wanted = path / "preprocess.json", config.get("preprocess_fingerprint")
     if not wanted:
         return None
     if not file.is_file():
         raise FileNotFoundError(f"'{file}' is missing: the model cannot be fed without it")
     try:
-        preprocess = ImagePreprocess.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        taken: Any = ClipPreprocess if of_clips else ImagePreprocess
+        preprocess = taken.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except (UserError, TypeError, ValueError) as error:
         raise ValueError(f"'{file}': {error}") from None
     _match(file, preprocess.fingerprint(), wanted)
@@ -233,41 +240,6 @@ def _match(file: Path, found: str, wanted: str | None) -> None:
             f"'{file}' is not the one this model was saved with (fingerprint {found[:12]}, config.json says "
             f"{wanted[:12]}): restore the file, or load, change and save the model to make the change its own"
         )
-
-
-def _check_parts(
-    config: Any, kind: str, preprocess: ImagePreprocess | None, tokenizer: Tokenizer | None
-) -> None:
-    """Raises ValueError when a model lacks what it is fed through, or gets one that does not fit it."""
-    image, text = {
-        "dual_encoder": lambda: (config.image, config.text),
-        "detector": lambda: (config.image, config.text),
-        "image_tower": lambda: (config, None),
-        "text_tower": lambda: (None, config),
-        "image_classifier": lambda: (config.tower, None),
-    }.get(kind, lambda: (None, None))()
-    if image is None and text is None and (preprocess or tokenizer):
-        raise ValueError(f"a {kind} sees no pictures and reads no text: leave preprocess and tokenizer out")
-    if image is not None and preprocess is None:
-        raise ValueError(f"a {kind} needs its preprocessing: pass preprocess=ImagePreprocess(size=...)")
-    if text is not None and tokenizer is None:
-        raise ValueError(f"a {kind} needs its tokenizer: pass tokenizer=...")
-    if (
-        isinstance(image, ImageTowerConfig)
-        and preprocess
-        and any(s % image.patch_size for s in preprocess.size)
-    ):
-        raise ValueError(f"preprocess.size {preprocess.size} is no multiple of patch_size={image.patch_size}")
-    if text is not None and tokenizer is not None:
-        if tokenizer.vocab_size > text.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the text tower {text.vocab_size}"
-            )
-        if tokenizer.context_length > text.context_length:
-            raise ValueError(
-                f"the tokenizer gives {tokenizer.context_length} tokens, the text tower takes "
-                f"{text.context_length}: use tokenizer.with_context({text.context_length})"
-            )
 
 
 def _check_replaceable(path: Path) -> None:

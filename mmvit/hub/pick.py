@@ -8,37 +8,46 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmvit.data.clip import ClipPreprocess
 from mmvit.data.image import ImagePreprocess
 from mmvit.data.text import ClipTokenizer, Tokenizer, load_tokenizer
 from mmvit.errors import UserError, nearest
 from mmvit.hub.folder import load
-from mmvit.hub.towers import load_image_tower, load_text_tower
+from mmvit.hub.preprocess import changed, preprocess_of
+from mmvit.hub.towers import load_text_tower, load_tower
 from mmvit.models.lit import DualEncoder
 from mmvit.models.owl import OwlDetector
 from mmvit.models.presets import create_model, list_models
 from mmvit.models.surgery import to_detector
+from mmvit.models.tower import GridTower
 
 
-def pick_image_tower(
-    spec: str, image_size: int = 0, options: Sequence[str] = ()
-) -> tuple[Any, ImagePreprocess, bool]:
-    """(tower, preprocessing, whether it is pretrained).
+def pick_tower(
+    spec: str, image_size: int = 0, seconds: float = 0.0, options: Sequence[str] = ()
+) -> tuple[Any, ImagePreprocess | ClipPreprocess, bool]:
+    """(tower of pictures, clips or sounds, preprocessing, whether it is pretrained).
 
     Args:
-        spec: a folder of ours, a peer's "library:folder" or "library:name", or a preset's name.
+        spec: a folder of ours with a tower or a pair, a peer's "library:folder" or "library:name" (of
+            pictures), or a preset's name.
         image_size: side in pixels to feed a pretrained tower; 0 = its own.
+        seconds: length of the clips or sounds to feed it; 0 = its own.
         options: NAME=VALUE changes of a preset.
 
     Raises:
-        UserError: neither a folder nor a preset, or one that cannot be read.
+        UserError: neither a folder nor a preset, one that cannot be read, or that only reads text.
     """
     try:
         if not is_preset(spec):
-            return *load_image_tower(spec, image_size=(image_size, image_size) if image_size else None), True
-        tower = create_model(spec, **_values(options))
-        return tower, ImagePreprocess(size=tower.config.image_size), False  # type: ignore[union-attr,arg-type]
+            return *load_tower(spec, image_size=image_size, seconds=seconds), True
+        tower: Any = create_model(spec, **option_values(options))
+        if isinstance(tower, DualEncoder):
+            tower = tower.image
+        if not isinstance(tower, GridTower):
+            raise UserError(f"the preset {spec} is no tower of pictures, clips or sounds")
+        return tower, changed(preprocess_of(tower.config), seconds=seconds), False
     except (ValueError, OSError) as error:
-        raise UserError(f"image tower {spec}: {error}") from None
+        raise UserError(f"tower {spec}: {error}") from None
 
 
 def pick_text_tower(
@@ -69,7 +78,7 @@ def pick_text_tower(
         else:
             words = given.with_context(context_length) if context_length else given
             fields = {"vocab_size": words.vocab_size, "context_length": words.context_length}
-            tower = create_model(spec, **fields, **_values(options))
+            tower = create_model(spec, **fields, **option_values(options))
         longest: Any = tower.config
         length = min(context_length or words.context_length, longest.context_length)
         return tower, words.with_context(length), not fresh
@@ -127,7 +136,7 @@ def is_preset(spec: str) -> bool:
     return False
 
 
-def _values(options: Sequence[str]) -> dict[str, Any]:
+def option_values(options: Sequence[str]) -> dict[str, Any]:
     """NAME=VALUE options as Python values.
 
     Raises:

@@ -16,16 +16,20 @@ from mmvit.models.config import (
     ForeignImageTowerConfig,
     ImageTowerConfig,
     TextTowerConfig,
+    VattConfig,
     VideoTowerConfig,
+    WaveformTowerConfig,
+    WordTowerConfig,
 )
 
 KINDS: dict[str, tuple[type, ...]] = {
     "dual_encoder": (DualEncoderConfig,),
     "detector": (DetectorConfig,),
+    "vatt": (VattConfig,),
     "image_tower": (ImageTowerConfig, ForeignImageTowerConfig),
     "video_tower": (VideoTowerConfig,),
-    "audio_tower": (AudioTowerConfig,),
-    "text_tower": (TextTowerConfig,),
+    "audio_tower": (AudioTowerConfig, WaveformTowerConfig),
+    "text_tower": (TextTowerConfig, WordTowerConfig),
     "image_classifier": (ClassifierConfig,),
     "video_classifier": (ClassifierConfig,),
     "audio_classifier": (ClassifierConfig,),

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmvit.data.clip import ClipPreprocess
 from mmvit.data.image import ImagePreprocess
 from mmvit.data.text import Tokenizer
 from mmvit.errors import UserError, refusal
@@ -27,8 +28,8 @@ def write_result(
     weights: dict[str, Tensor],
     folder: Path,
     *,
-    preprocess: ImagePreprocess,
-    tokenizer: Tokenizer,
+    preprocess: ImagePreprocess | ClipPreprocess,
+    tokenizer: Tokenizer | None = None,
     card: dict[str, Any],
 ) -> None:
     """Nothing; saves a model built as `like` with the weights of a task, whose names begin with "model.".

@@ -1,13 +1,16 @@
-"""The audio tower: log-mel spectrograms -> tokens -> core -> pool -> head.
+"""The audio towers: log-mel spectrograms or raw waveforms -> tokens -> core -> pool -> head.
 
-Shape letters: B batch, T frames, M mel bands, D width, E embedding width.
-Source: AST (arXiv:2104.01778); AudioMAE (arXiv:2207.06405) for patches side by side.
+Shape letters: B batch, T frames, M mel bands, S samples, D width, E embedding width.
+Source: AST (arXiv:2104.01778); AudioMAE (arXiv:2207.06405) for patches side by side; VATT
+(arXiv:2104.11178) for waveforms.
 """
 
 from __future__ import annotations
 
-from mmvit.models.config import AudioTowerConfig
-from mmvit.models.stem import audio_stem, tower_grid
+from torch import nn
+
+from mmvit.models.config import AudioTowerConfig, WaveformTowerConfig
+from mmvit.models.stem import audio_stem, tower_grid, waveform_stem
 from mmvit.models.tower import GridTower
 
 
@@ -19,10 +22,29 @@ class AudioTower(GridTower):
 
     Args:
         config: what to build.
+        core: to be shared with other towers, None = a new one.
 
     Raises:
         ValueError: a configuration that contradicts itself; the message names the field.
     """
 
-    def __init__(self, config: AudioTowerConfig) -> None:
-        super().__init__(config, audio_stem(config), tower_grid(config))
+    def __init__(self, config: AudioTowerConfig, core: nn.Module | None = None) -> None:
+        super().__init__(config, audio_stem(config), tower_grid(config), core)
+
+
+class WaveformTower(GridTower):
+    """Waveforms (B,S) -> features (B,D) -> embedding (B,E).
+
+    Waveforms are mono, floating point, -1..1, at the rate that the tower was trained on; S a multiple of the
+    patch.
+
+    Args:
+        config: what to build.
+        core: to be shared with other towers, None = a new one.
+
+    Raises:
+        ValueError: a configuration that contradicts itself; the message names the field.
+    """
+
+    def __init__(self, config: WaveformTowerConfig, core: nn.Module | None = None) -> None:
+        super().__init__(config, waveform_stem(config), tower_grid(config), core)

@@ -20,6 +20,8 @@ from mmvit.models.config import (
     QueryPoolConfig,
     TextTowerConfig,
     VideoTowerConfig,
+    WaveformTowerConfig,
+    WordTowerConfig,
 )
 from mmvit.models.core_config import (
     AnyCoreConfig,
@@ -28,14 +30,16 @@ from mmvit.models.core_config import (
     CoreConfig,
     MixerConfig,
     MvitConfig,
+    SwinConfig,
 )
 
 if TYPE_CHECKING:
-    from mmvit.models.audio import AudioTower
+    from mmvit.models.audio import AudioTower, WaveformTower
     from mmvit.models.foreign import ForeignImageTower
     from mmvit.models.image import ImageTower
     from mmvit.models.text import TextTower
     from mmvit.models.video import VideoTower
+    from mmvit.models.words import WordTower
 
 # config -> the file and class that it describes; a file is read when it is needed first
 _CORES: dict[type, tuple[str, str]] = {
@@ -44,6 +48,7 @@ _CORES: dict[type, tuple[str, str]] = {
     MixerConfig: ("mixer", "Mixer"),
     MvitConfig: ("mvit", "Mvit"),
     ConvNextConfig: ("convnext", "ConvNext"),
+    SwinConfig: ("swin", "Swin"),
 }
 
 
@@ -102,17 +107,28 @@ def build_tower_pool(
 
 
 def build_tower(
-    config: ImageTowerConfig | VideoTowerConfig | AudioTowerConfig,
-) -> ImageTower | VideoTower | AudioTower:
-    """Our own tower of any modality on a grid; random weights."""
+    config: ImageTowerConfig | VideoTowerConfig | AudioTowerConfig | WaveformTowerConfig,
+    core: nn.Module | None = None,
+) -> ImageTower | VideoTower | AudioTower | WaveformTower:
+    """Our own tower of any modality on a grid; random weights.
+
+    Args:
+        config: of the tower.
+        core: to be shared with other towers, None = a new one; not for pictures, which are still clips there.
+    """
     if isinstance(config, VideoTowerConfig):
         from mmvit.models.video import VideoTower
 
-        return VideoTower(config)
+        return VideoTower(config, core)
     if isinstance(config, AudioTowerConfig):
         from mmvit.models.audio import AudioTower
 
-        return AudioTower(config)
+        return AudioTower(config, core)
+    if isinstance(config, WaveformTowerConfig):
+        from mmvit.models.audio import WaveformTower
+
+        return WaveformTower(config, core)
+    assert core is None
     from mmvit.models.image import ImageTower
 
     return ImageTower(config)
@@ -129,8 +145,20 @@ def build_image_tower(config: ImageTowerConfig | ForeignImageTowerConfig) -> Ima
     return ImageTower(config)
 
 
-def build_text_tower(config: TextTowerConfig) -> TextTower:
-    """The text tower that `config` describes; random weights."""
+def build_text_tower(config: TextTowerConfig, core: nn.Module | None = None) -> TextTower:
+    """The text tower that `config` describes; random weights.
+
+    Args:
+        config: of the tower.
+        core: to be shared with other towers, None = a new one.
+    """
     from mmvit.models.text import TextTower
 
-    return TextTower(config)
+    return TextTower(config, core)
+
+
+def build_word_tower(config: WordTowerConfig, core: nn.Module | None = None) -> WordTower:
+    """As `build_text_tower`, of words with their vectors."""
+    from mmvit.models.words import WordTower
+
+    return WordTower(config, core)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from mmvit.heads.classify import Classify
 from mmvit.models.build import build_tower
-from mmvit.models.config import ClassifierConfig
+from mmvit.models.config import ClassifierConfig, VideoTowerConfig
 from mmvit.models.tower import GridTower
-from mmvit.types import Encoded
+from mmvit.types import Batch, Encoded
 
 
 class Classifier(nn.Module):
@@ -53,6 +53,24 @@ class Classifier(nn.Module):
     def set_checkpointing(self, on: bool = True) -> None:
         """Trade time for memory: recompute each block in the backward pass."""
         self.tower.set_checkpointing(on)
+
+    def inputs(self, batch: Batch, modality: str) -> Tensor:
+        """What the tower takes of a batch; pictures stand still for one tubelet of a video tower.
+
+        Args:
+            batch: of B samples.
+            modality: image, video or audio, the field that is read.
+
+        Raises:
+            ValueError: the batch lacks it.
+        """
+        x: Tensor | None = getattr(batch, modality)
+        if x is None:
+            raise ValueError(f"the batch has no {modality}: read it with fields=('{modality}', 'meta')")
+        tower = self.config.tower
+        if modality == "image" and isinstance(tower, VideoTowerConfig):
+            x = x[:, :, None].expand(-1, -1, tower.patch_size[0], -1, -1)
+        return x
 
     def forward_tokens(
         self,

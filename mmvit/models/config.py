@@ -10,32 +10,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mmvit.models.core_config import AnyCoreConfig, CoreConfig
+from mmvit.models.stem_config import ConvStemConfig, FoldStemConfig, FrameStemConfig, PatchStemConfig
 
 Pool = Literal[
-    "cls", "mean", "mean_norm", "map", "seq", "last", "eos", "cls_dist", "cls_dist_norm", "queries"
+    "cls",
+    "cls_tanh",
+    "mean",
+    "mean_norm",
+    "map",
+    "seq",
+    "last",
+    "eos",
+    "cls_dist",
+    "cls_dist_norm",
+    "queries",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvStemConfig:
-    """Overlapping convolutions in place of plain patches: CCT's tokenizer, MViT's stem.
-
-    Attributes:
-        layers: convolutions, one after the other.
-        kernel: side, per axis of the grid or one number for all.
-        stride: likewise.
-        padding: likewise.
-        channels: of the hidden layers.
-        max_pool: ReLU and a 3x3 max pooling of stride 2 behind each convolution (CCT).
-    """
-
-    layers: int = 1
-    kernel: tuple[int, ...] = (7, 7)
-    stride: tuple[int, ...] = (2, 2)
-    padding: tuple[int, ...] = (3, 3)
-    channels: int = 64
-    bias: bool = False
-    max_pool: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +50,20 @@ class TowerConfig:
         class_token: whether a class token leads the sequence.
         class_position: whether the position table has rows for class and distillation tokens (original ViT,
             CLIP, DINOv2).
+        class_std: deviation of the class token at the start.
         distill_token: whether a distillation token follows the class token (DeiT).
         registers: tokens without position behind them that only serve the blocks.
-        position: "learned", "separable" (MViT's: learned tables of times and of places, added; clips only), a
-            fixed table ("sincos2d": MoCo v3's, "sincos2d_mae": MAE's, "sincos1d":
-            VideoMAE's, over all tokens in one line), or "none".
+        position: "learned", "separable" (MViT's: learned tables of times and of places, added; clips only),
+            "axes" (VATT's: a learned table for every axis of the grid, added), a fixed table ("sincos2d":
+            MoCo v3's, "sincos2d_mae": MAE's, "sincos1d": VideoMAE's, over all tokens in one line,
+            "sincos1d_whisper": Whisper's, likewise), or "none".
         position_std: deviation of a learned table at the start, None = 1/sqrt(D).
         position_resample: how the table follows another grid: a name in `tokens.positions.RESAMPLE`, or
             "recompute" for a fixed one that is made anew.
+        position_norm: whether positions pass through a LayerNorm of their own before they are added (VATT).
+        token_dropout: on tokens with their positions, while training.
+        pre_projection: a linear map and GELU on the stem's tokens, before the positions (VATT, shared core).
+        post_projection: width of a linear map and GELU on all tokens behind the core (likewise), None = none.
         pool: cls | mean (of normed tokens) | map | seq | mean_norm (a norm on the mean, timm's fc_norm: set
             core.norm_last=False) | cls_dist (mean of class and distillation token) | cls_dist_norm (a norm
             on that: AST) | queries.
@@ -77,17 +72,25 @@ class TowerConfig:
         mean, std: per channel, for pixels scaled to 0..1.
         embed_dim: E, or None: no head, the features are the embedding (E = width).
         head_bias: whether the linear head has a bias (CLIP's has none).
+        head_hidden: width of a linear map and ReLU in front of the linear head (CLAP), None = none.
         center: subtract a stored mean from the features before the head (LiT on rectified features).
     """
 
     core: AnyCoreConfig
     class_token: bool = True
     class_position: bool = True
+    class_std: float = 0.0
     distill_token: bool = False
     registers: int = 0
-    position: Literal["learned", "separable", "sincos2d", "none", "sincos2d_mae", "sincos1d"] = "learned"
+    position: Literal[
+        "learned", "separable", "sincos2d", "none", "sincos2d_mae", "sincos1d", "axes", "sincos1d_whisper"
+    ] = "learned"
     position_std: float | None = None
     position_resample: str = "bicubic_antialias"
+    position_norm: bool = False
+    token_dropout: float = 0.0
+    pre_projection: bool = False
+    post_projection: int | None = None
     pool: Pool = "cls"
     pool_eps: float | None = None
     queries: QueryPoolConfig | None = None
@@ -95,11 +98,14 @@ class TowerConfig:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     embed_dim: int | None = None
     head_bias: bool = True
+    head_hidden: int | None = None
     center: bool = False
 
     @property
     def feature_width(self) -> int:
         """D of the pooled features."""
+        if self.post_projection is not None:
+            return self.post_projection
         return self.queries.width if self.queries and self.pool == "queries" else self.core.out_width
 
 
@@ -151,6 +157,7 @@ class AudioTowerConfig(TowerConfig):
         patch_bias: whether the patch projection has a bias.
         mean, std: one number each, of the log-mel values that the tower was trained on; spectrograms come in
             already normalised, (x - mean) / std.
+        stem: convolutions along time in place of patches, or patches of a folded spectrogram; None = patches.
     """
 
     spectrogram_size: tuple[int, int] = (1024, 128)
@@ -160,6 +167,22 @@ class AudioTowerConfig(TowerConfig):
     position_resample: str = "cut_or_stretch"
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    stem: FrameStemConfig | FoldStemConfig | PatchStemConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveformTowerConfig(TowerConfig):
+    """Raw waveform -> features (B,D) -> embedding (B,E), with one of our own cores.
+
+    Attributes:
+        samples: S, at which positions are stored.
+        patch_size: samples of a patch.
+        patch_bias: whether the patch projection has a bias.
+    """
+
+    samples: int = 153_600
+    patch_size: int = 128
+    patch_bias: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +194,7 @@ class ClassifierConfig:
         bias_init: initial bias of every class: 0 for softmax, about -ln C for a sigmoid loss.
     """
 
-    tower: ImageTowerConfig | VideoTowerConfig | AudioTowerConfig
+    tower: ImageTowerConfig | VideoTowerConfig | AudioTowerConfig | WaveformTowerConfig
     num_classes: int
     bias_init: float = 0.0
 
@@ -210,14 +233,15 @@ class TextTowerConfig:
     Attributes:
         vocab_size: rows of the token table.
         context_length: L at most; shorter inputs use the first rows of the position table.
-        pool: last (position L-1) | eos (last real token by mask) | cls (position 0) | mean (over real
-            tokens) | map.
+        pool: last (position L-1) | eos (last real token by mask) | cls (position 0) | cls_tanh (a linear map
+            and tanh on that: BERT's pooler) | mean (over real tokens) | map.
         pad_mask: whether padding is hidden from attention (LiT's SentencePiece towers let padding attend).
         class_last: a learned token behind the text's last position, read by pool="last" (CoCa): "none",
             "masked" (it sees no padding), or "shifted" (as open_clip's released weights were trained: the
             mask stands one position late, so that it sees one padding token and not always itself).
         embed_dim: E, or None: no head.
         head_bias: whether the linear head has a bias.
+        head_hidden: as `TowerConfig` has it.
     """
 
     core: CoreConfig
@@ -228,25 +252,36 @@ class TextTowerConfig:
     class_last: Literal["none", "masked", "shifted"] = "none"
     embed_dim: int | None = None
     head_bias: bool = True
+    head_hidden: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DualEncoderConfig:
-    """An image-text pair with its temperature (LiT, CLIP, SigLIP).
+    """A tower and a text tower with their temperature (LiT, CLIP, SigLIP; with sounds CLAP).
 
     Attributes:
+        image: the tower beside the text's: of pictures, or of clips or sounds; `modality` tells which.
         logit_scale_init: initial LOG scale; 2.6593 = ln(1/0.07) for CLIP, 2.3026 = ln 10 for LiT and SigLIP.
         logit_bias_init: initial bias of the sigmoid loss, None = no bias (softmax).
         logit_scale_max: upper clamp of the LOG scale after each step; ln 100 for CLIP, None = no clamp.
         activation: how similarities become probabilities, as trained.
     """
 
-    image: ImageTowerConfig | ForeignImageTowerConfig
+    image: (
+        ImageTowerConfig | ForeignImageTowerConfig | VideoTowerConfig | AudioTowerConfig | WaveformTowerConfig
+    )
     text: TextTowerConfig
     logit_scale_init: float = 2.6593
     logit_bias_init: float | None = None
     logit_scale_max: float | None = 4.6052
     activation: Literal["softmax", "sigmoid"] = "softmax"
+
+    @property
+    def modality(self) -> Literal["image", "video", "audio"]:
+        """What the tower beside the text's takes: also the field of a `Batch` that it reads."""
+        if isinstance(self.image, VideoTowerConfig):
+            return "video"
+        return "audio" if isinstance(self.image, AudioTowerConfig | WaveformTowerConfig) else "image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,3 +315,66 @@ class DetectorConfig:
     prior: float = 0.01
     hide_padding: bool = False
     clip_ids: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordTowerConfig:
+    """Word ids (B,L) -> features (B,D) -> embedding (B,E): VATT's text front end on a core of any kind.
+
+    A table of word vectors, a linear map to the core's width, an AGG token in front, the core; its output at
+    AGG is the feature.
+
+    Attributes:
+        core: its `causal` must be False.
+        vocab_size: rows of the table; id 0 is padding.
+        context_length: L at most.
+        word_width: of the word vectors (word2vec: 300).
+        style: "shared" (map with bias and GELU, learned positions with their norm, AGG of the core's width
+            without a position; for a core that other modalities use too) or "t5" (AGG of `word_width` in
+            front of the words, map without bias and GELU, no positions: the core brings relative ones,
+            "buckets").
+        token_dropout: on tokens with their positions, while training.
+        post_projection: width of a linear map and GELU behind the core, None = none.
+        embed_dim: E, or None: no head.
+    """
+
+    type: Literal["words"] = "words"
+    core: CoreConfig
+    vocab_size: int = 65_536
+    context_length: int = 16
+    word_width: int = 300
+    style: Literal["shared", "t5"] = "shared"
+    token_dropout: float = 0.0
+    post_projection: int | None = None
+    embed_dim: int | None = None
+    head_bias: bool = True
+
+    @property
+    def feature_width(self) -> int:
+        """D of the features."""
+        return self.core.width if self.post_projection is None else self.post_projection
+
+
+@dataclass(frozen=True, kw_only=True)
+class VattConfig:
+    """Video, audio and text towers with the spaces that they share (VATT).
+
+    Attributes:
+        shared: one core for all three (modality-agnostic): the towers' `core` configs must be equal, and the
+            core is one module.
+        spaces: "fac" (fine and coarse: video and audio meet in S_va, that is mapped on to S_vt, where text
+            is) or "joint" (one space).
+        va_dim: E of S_va, and of the joint space.
+        vt_dim: E of S_vt.
+        temperature: of the losses, fixed.
+    """
+
+    type: Literal["vatt"] = "vatt"
+    video: VideoTowerConfig
+    audio: AudioTowerConfig | WaveformTowerConfig
+    text: WordTowerConfig | TextTowerConfig
+    shared: bool = True
+    spaces: Literal["fac", "joint"] = "fac"
+    va_dim: int = 512
+    vt_dim: int = 256
+    temperature: float = 0.07

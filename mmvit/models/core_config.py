@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 
 
 class _SameWidth:
@@ -30,15 +30,23 @@ class CoreConfig(_SameWidth):
     Attributes:
         norm: "pre" (ViT), "post" (BERT: x = LN(x + f(x)), no final norm) or "mid" (CCT: the stream itself is
             normed between attention and MLP).
-        norm_eps: LayerNorm epsilon; 1e-6 ViT, 1e-5 CLIP, 1e-12 BERT and transformers' ViT.
+        norm_type: "layer" or "rms" (T5: neither mean nor bias).
+        norm_eps: the norms' epsilon; 1e-6 ViT and T5, 1e-5 CLIP, 1e-12 BERT and transformers' ViT.
         key_bias: whether keys have a bias as queries and values do; BEiT's have none.
-        relative: learned biases by relative place on the grid: "block" (a table each), "shared", None.
+        proj_bias, mlp_bias: whether the attention's output and the MLP have biases; T5's have none.
+        attn_scale: of the attention scores, None = 1/sqrt(width of a head); T5: 1.
+        relative: learned biases by relative place: on the grid, "block" (a table each) or "shared"; by
+            distance in the sequence, special tokens counted, "buckets" (T5: one table for all blocks); None.
         relative_resample: how the tables follow another grid, "bilinear" or "geometric" (`RelativeBias`).
+        relative_buckets: of "buckets": rows, for both directions together.
+        relative_distance: likewise: from which on all distances are one.
         layer_scale: initial value of the per-channel scale, None = no LayerScale.
         drop_path: stochastic depth of the last block; block i gets linspace(0, drop_path, depth)[i].
         dropout: after attention projection and in the MLP.
-        norm_first: one extra LayerNorm on the incoming tokens (CLIP's ln_pre; BERT's embedding norm).
-        norm_last: the final LayerNorm; always False for norm="post".
+        attn_dropout: on the attention weights.
+        final_dropout: behind the final norm.
+        norm_first: one extra norm on the incoming tokens (CLIP's ln_pre; BERT's embedding norm).
+        norm_last: the final norm; always False for norm="post".
         causal: each token attends to itself and earlier ones only.
     """
 
@@ -47,15 +55,23 @@ class CoreConfig(_SameWidth):
     num_heads: int
     mlp_dim: int
     norm: Literal["pre", "post", "mid"] = "pre"
+    norm_type: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-6
     activation: Activation = "gelu"
     qkv_bias: bool = True
     key_bias: bool = True
-    relative: Literal["shared", "block"] | None = None
+    proj_bias: bool = True
+    mlp_bias: bool = True
+    attn_scale: float | None = None
+    relative: Literal["shared", "block", "buckets"] | None = None
     relative_resample: str = "bilinear"
+    relative_buckets: int = 32
+    relative_distance: int = 128
     layer_scale: float | None = None
     drop_path: float = 0.0
     dropout: float = 0.0
+    attn_dropout: float = 0.0
+    final_dropout: float = 0.0
     norm_first: bool = False
     norm_last: bool = True
     causal: bool = False
@@ -190,4 +206,39 @@ class ConvNextConfig:
         return sum(self.depths)
 
 
-AnyCoreConfig = CoreConfig | CaitConfig | MixerConfig | MvitConfig | ConvNextConfig
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """Attention inside windows that shift from block to block, on a shrinking grid (Swin).
+
+    Attributes:
+        width: of the tokens that come in; doubled at the start of each later stage.
+        num_heads: of each stage.
+        depths: blocks of each stage.
+        window: side of a window in tokens; a smaller grid is one window.
+        mlp_ratio: hidden width of the feed-forward parts over their input's.
+    """
+
+    type: Literal["swin"] = "swin"
+    width: int
+    num_heads: tuple[int, ...]
+    depths: tuple[int, ...]
+    window: int = 7
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    norm_eps: float = 1e-5
+    activation: Activation = "gelu"
+    drop_path: float = 0.0
+    dropout: float = 0.0
+
+    @property
+    def out_width(self) -> int:
+        """Width of the tokens that come out."""
+        return self.width * 2 ** (len(self.depths) - 1)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.depths)
+
+
+AnyCoreConfig = CoreConfig | CaitConfig | MixerConfig | MvitConfig | ConvNextConfig | SwinConfig

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, TypeVar
 
 from mmvit.errors import nearest
-from mmvit.models.config import DetectorConfig
+from mmvit.models.config import DetectorConfig, VattConfig
 
 Config = TypeVar("Config")
 
@@ -19,7 +19,8 @@ def override(config: Config, values: dict[str, Any]) -> Config:
 
     A key is a field's name, or its path with any of the outer parts left out: "depth", "core.depth",
     "image.depth" and "image.core.depth" all find `config.image.core.depth`, as long as one field only is
-    meant. `image_size` may be one number for a square.
+    meant; a field of a core that towers share is set for all of them. `image_size` may be one number for a
+    square.
 
     Raises:
         ValueError: no field or several fields are meant; the message names the nearest valid ones.
@@ -32,7 +33,7 @@ def override(config: Config, values: dict[str, Any]) -> Config:
             found = [path for path in found if path[0] == "text"]  # its image tower has no head
         if not found:
             raise ValueError(f"unknown option '{key}': {nearest(leaf, {path[-1] for path in paths})}")
-        if len(found) > 1 and leaf not in _SHARED:
+        if len(found) > 1 and leaf not in _SHARED and not _of_one_core(config, found):
             names = " or ".join(".".join(path) for path in found)
             raise ValueError(f"option '{key}' could mean {names}: write which")
         if leaf == "image_size" and isinstance(value, int):
@@ -40,6 +41,11 @@ def override(config: Config, values: dict[str, Any]) -> Config:
         for path in found:
             config = _replace(config, path, value)
     return config
+
+
+def _of_one_core(config: Any, paths: list[tuple[str, ...]]) -> bool:
+    """Whether the fields at `paths` describe one core that several towers hold."""
+    return isinstance(config, VattConfig) and config.shared and {path[1:-1] for path in paths} == {("core",)}
 
 
 def _paths(config: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

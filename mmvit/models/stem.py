@@ -10,11 +10,22 @@ from torch import nn
 from mmvit.models.config import (
     AudioTowerConfig,
     ConvStemConfig,
+    FoldStemConfig,
     ImageTowerConfig,
+    PatchStemConfig,
     TowerConfig,
     VideoTowerConfig,
+    WaveformTowerConfig,
 )
-from mmvit.tokens.audio import SpectrogramPatches, spectrogram_grid
+from mmvit.tokens.audio import (
+    SpectrogramPatches,
+    TimeMajorPatches,
+    WaveformPatches,
+    spectrogram_grid,
+    time_major_grid,
+)
+from mmvit.tokens.folded import FoldedPatches, folded_grid
+from mmvit.tokens.frames import FrameConvolutions, frame_grid
 from mmvit.tokens.image import PatchEmbed
 from mmvit.tokens.video import TubeletEmbed
 
@@ -57,7 +68,24 @@ def tower_grid(config: TowerConfig) -> tuple[int, ...]:
         return grid_of(config.image_size, (config.patch_size, config.patch_size), config.stem)
     if isinstance(config, VideoTowerConfig):
         return grid_of(config.clip_size, config.patch_size, config.stem)
+    if isinstance(config, WaveformTowerConfig):
+        if config.samples <= 0 or config.samples % config.patch_size:
+            raise ValueError(
+                f"samples is {config.samples}, expected a multiple of patch_size={config.patch_size}"
+            )
+        return (config.samples // config.patch_size,)
     assert isinstance(config, AudioTowerConfig)
+    if isinstance(config.stem, FoldStemConfig):
+        return folded_grid(config.spectrogram_size, config.patch_size, config.stem.fold)
+    if isinstance(config.stem, PatchStemConfig):
+        return time_major_grid(config.spectrogram_size, config.stem.patch, config.stem.crop)
+    if config.stem is not None:
+        frames = config.spectrogram_size[0]
+        if frames < 1:
+            raise ValueError(
+                f"spectrogram_size is {config.spectrogram_size} (frames, mel bands): none is empty"
+            )
+        return frame_grid(frames, config.stem.kernel, config.stem.strides)
     if min(config.spectrogram_size) < config.patch_size or min(config.patch_stride) < 1:
         raise ValueError(
             f"spectrogram_size is {config.spectrogram_size} (frames, mel bands), expected at least "
@@ -90,10 +118,26 @@ def video_stem(config: VideoTowerConfig) -> nn.Module:
 
 
 def audio_stem(config: AudioTowerConfig) -> nn.Module:
-    """Spectrograms (B,T,M) -> Tokens (B,N,D): patches side by side or overlapping."""
+    """Spectrograms (B,T,M) -> Tokens (B,N,D): patches, or the convolutions of `config.stem`."""
+    if isinstance(config.stem, FoldStemConfig):
+        size, fold = config.spectrogram_size, config.stem.fold
+        return FoldedPatches(
+            config.core.width, config.patch_size, size=size, fold=fold, bias=config.patch_bias
+        )
+    if isinstance(config.stem, PatchStemConfig):
+        patch, crop = config.stem.patch, config.stem.crop
+        return TimeMajorPatches(config.core.width, patch, crop=crop, bias=config.patch_bias)
+    if config.stem is not None:
+        bands = config.spectrogram_size[1]
+        return FrameConvolutions(config.core.width, bands, **dataclasses.asdict(config.stem))
     return SpectrogramPatches(
         config.core.width, config.patch_size, stride=config.patch_stride, bias=config.patch_bias
     )
+
+
+def waveform_stem(config: WaveformTowerConfig) -> nn.Module:
+    """Waveforms (B,S) -> Tokens (B,N,D): pieces side by side."""
+    return WaveformPatches(config.core.width, config.patch_size, bias=config.patch_bias)
 
 
 def _convolutions(stem: ConvStemConfig, config: TowerConfig) -> nn.Module:

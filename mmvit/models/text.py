@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +33,13 @@ class TextTower(nn.Module):
 
     Args:
         config: what to build.
+        core: to be shared with other towers, None = a new one.
 
     Raises:
         ValueError: a configuration that contradicts itself; the message names the field.
     """
 
-    def __init__(self, config: TextTowerConfig) -> None:
+    def __init__(self, config: TextTowerConfig, core: nn.Module | None = None) -> None:
         super().__init__()
         _check(config)
         width = config.core.width
@@ -46,9 +48,9 @@ class TextTower(nn.Module):
         self.tok_embed = TextEmbed(config.vocab_size, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if self.class_last else None
         self.pos_embed = nn.Parameter(torch.empty(1, config.context_length + self.class_last, width))
-        self.core = build_core(config.core)
+        self.core: Any = build_core(config.core) if core is None else core
         self.pool = build_tower_pool(config.pool, config.core)
-        self.head = Head(width, config.embed_dim, bias=config.head_bias)
+        self.head = Head(width, config.embed_dim, bias=config.head_bias, hidden=config.head_hidden)
         self.reset_parameters()
 
     @property

@@ -10,7 +10,7 @@ inside `core.blocks`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from mmvit.tokens.positions import (
     RECOMPUTE,
     RESAMPLE,
     add_positions,
+    axes,
     prepend,
     separable,
     separable_length,
@@ -38,22 +39,30 @@ from mmvit.types import Encoded, Tokens
 class GridTower(nn.Module):
     """Inputs on a grid -> features (B,D) -> embedding (B,E).
 
-    State dict: `patch_embed.*`, `cls_token`, `dist_token`, `reg_token`, `pos_embed`, `core.*`, `pool.*`,
-    `head.*`. The sequence is [class token, distillation token, registers, grid row-major]; registers have no
-    position.
+    State dict: `patch_embed.*`, `cls_token`, `dist_token`, `reg_token`, `pos_embed`, `pre.*`, `pos_norm.*`,
+    `core.*`, `post.*`, `pool.*`, `head.*`. The sequence is [class token, distillation token, registers, grid
+    row-major]; registers have no position.
 
     Args:
         config: what to build.
         patch_embed: the stem, inputs -> Tokens (B,N,D) without positions.
         grid: of the tokens that the stem gives for inputs of the stored size.
+        core: the core to use, None = a new one from the config; given to several towers it is shared.
 
     Raises:
         ValueError: a configuration that contradicts itself; the message names the field.
     """
 
     config: Any
+    core: Any
 
-    def __init__(self, config: TowerConfig, patch_embed: nn.Module, grid: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        config: TowerConfig,
+        patch_embed: nn.Module,
+        grid: tuple[int, ...],
+        core: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         _check(config)
         width = config.core.width
@@ -61,18 +70,31 @@ class GridTower(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if config.distill_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, config.registers, width)) if config.registers else None
-        learned = config.position in ("learned", "separable")
+        learned = config.position in ("learned", "separable", "axes")
         named = int(config.class_token) + int(config.distill_token)
         self.position_rows = named if config.class_position and learned else 0
         self.pos_embed: Tensor | None
         if learned:
-            rows = separable_length(grid) if config.position == "separable" else math.prod(grid)
+            counts: dict[str, Callable[[tuple[int, ...]], int]] = {"separable": separable_length, "axes": sum}
+            rows = counts.get(config.position, math.prod)(grid)
             self.pos_embed = nn.Parameter(torch.zeros(1, self.position_rows + rows, width))
         else:
             self.register_buffer("pos_embed", FIXED[config.position](grid, width))
-        self.core = build_core(config.core, grid)
+        self.pre: nn.Module = mapped(width, width) if config.pre_projection else nn.Identity()
+        self.pos_norm = nn.LayerNorm(width, eps=1e-6) if config.position_norm else None
+        self.dropout = nn.Dropout(config.token_dropout)
+        self.core = build_core(config.core, grid) if core is None else core
+        out = config.core.out_width
+        after = config.post_projection
+        self.post: nn.Module = nn.Identity() if after is None else mapped(out, after)
         self.pool = build_tower_pool(config.pool, config.core, config.pool_eps, config.queries)
-        self.head = Head(config.feature_width, config.embed_dim, center=config.center, bias=config.head_bias)
+        self.head = Head(
+            config.feature_width,
+            config.embed_dim,
+            center=config.center,
+            bias=config.head_bias,
+            hidden=config.head_hidden,
+        )
         self.reset_parameters()
 
     @property
@@ -86,13 +108,15 @@ class GridTower(nn.Module):
         return self.head.embed_dim
 
     def reset_parameters(self) -> None:
-        """Positions N(0, 1/sqrt(D)) or `position_std`, class and distillation token 0, registers N(0, 0.02).
+        """Positions N(0, 1/sqrt(D)) or `position_std`, class token `class_std`, registers N(0, 0.02), else 0.
 
         Differs: registers without positions would stay equal to each other if they started at zero.
         """
         if isinstance(self.pos_embed, nn.Parameter):
             std = self.config.position_std
             nn.init.normal_(self.pos_embed, std=self.pos_embed.shape[-1] ** -0.5 if std is None else std)
+        if self.cls_token is not None and self.config.class_std:
+            nn.init.normal_(self.cls_token, std=self.config.class_std)
         if self.reg_token is not None:
             nn.init.normal_(self.reg_token, std=0.02)
 
@@ -112,17 +136,23 @@ class GridTower(nn.Module):
             ValueError: a patch size that this tower was not made for, or that does not divide the input.
         """
         tokens = self._stem(x, patch_size)
+        tokens.values = self.pre(tokens.values)
         table, stored, mode = self.pos_embed, self.grid, self.config.position_resample
         if table is not None:
             rows = table
             if self.config.position == "separable":
                 rows = separable(table[:, self.position_rows :], self.grid, tokens.grid, mode)
                 stored = tokens.grid
+            elif self.config.position == "axes":
+                rows = axes(table[:, self.position_rows :], self.grid, tokens.grid, mode)
+                stored = tokens.grid
             elif mode == RECOMPUTE and tokens.grid != stored:
                 fixed = FIXED[self.config.position](tokens.grid, table.shape[-1])
                 assert fixed is not None
                 rows, stored = fixed.to(table), tokens.grid
+            rows = rows if self.pos_norm is None else self.pos_norm(rows)
             tokens = add_positions(tokens, rows, stored, mode)
+        tokens.values = self.dropout(tokens.values)
         if keep is not None:
             tokens = select(tokens, keep)
         named: list[Tensor] = [t for t in (self.cls_token, self.dist_token) if t is not None]
@@ -146,26 +176,30 @@ class GridTower(nn.Module):
             layers: block numbers from 1, or negative from the end; their outputs are before the final norm.
             patch_size: as `tokens` takes it.
         """
-        return self.core(self.tokens(x, keep, patch_size=patch_size), layers)
+        encoded = self.core(self.tokens(x, keep, patch_size=patch_size), layers)
+        encoded.values = self.post(encoded.values)
+        return encoded
 
-    def features(self, x: Tensor, *, patch_size: int | None = None) -> Tensor:
+    def features(self, x: Tensor, keep: Tensor | None = None, *, patch_size: int | None = None) -> Tensor:
         """Pooled output (B,D) before the head: what is cached, probed and classified.
 
         Args:
             x: as `tokens` takes it.
+            keep: likewise.
             patch_size: likewise.
         """
         if isinstance(self.pool, TokenPool) and hasattr(self.core, "forward_one"):
-            return self.core.forward_one(self.tokens(x, patch_size=patch_size), self.pool.index(None))
-        return self.pool(self.forward_tokens(x, patch_size=patch_size))
+            tokens = self.tokens(x, keep, patch_size=patch_size)
+            return self.post(self.core.forward_one(tokens, self.pool.index(None)))
+        return self.pool(self.forward_tokens(x, keep, patch_size=patch_size))
 
     def project(self, features: Tensor) -> Tensor:
         """The embedding (B,E) float32 of features (B,D), not normalised."""
         return self.head(features)
 
-    def forward(self, x: Tensor, *, patch_size: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, keep: Tensor | None = None, *, patch_size: int | None = None) -> Tensor:
         """The embedding (B,E) float32, not normalised; arguments as `tokens` takes them."""
-        return self.project(self.features(x, patch_size=patch_size))
+        return self.project(self.features(x, keep, patch_size=patch_size))
 
     def _stem(self, x: Tensor, patch_size: int | None) -> Tokens:
         """Grid tokens (B,N,D) without positions, cut at another patch size if the stem can."""
@@ -176,14 +210,22 @@ class GridTower(nn.Module):
         return self.patch_embed(x, patch_size)
 
 
+def mapped(width: int, out: int) -> nn.Module:
+    """A linear map and GELU, xavier as the core's."""
+    linear = nn.Linear(width, out)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(linear, nn.GELU())
+
+
 def _check(config: TowerConfig) -> None:
     """Raises ValueError for a tower that cannot be."""
     if config.pool in ("last", "eos"):
         raise ValueError(f"pool is '{config.pool}', which reads the end of a text: expected cls, mean or map")
     own_token = isinstance(config.core, CaitConfig)
-    if config.pool == "cls" and not (config.class_token or own_token):
+    if config.pool in ("cls", "cls_tanh") and not (config.class_token or own_token):
         raise ValueError(
-            "pool is 'cls' and class_token is False: choose pool='map' or 'mean', or a class token"
+            f"pool is '{config.pool}' and class_token is False: choose pool='map' or 'mean', or a class token"
         )
     if config.class_token and own_token:
         raise ValueError("class_token is True, but this core brings its own: set class_token=False")
@@ -191,7 +233,7 @@ def _check(config: TowerConfig) -> None:
         raise ValueError(f"pool is '{config.pool}' and distill_token is False: it reads that token too")
     if config.distill_token and not config.class_token:
         raise ValueError("distill_token is True and class_token is False: it follows a class token")
-    kinds = ("learned", "separable", *FIXED)
+    kinds = ("learned", "separable", "axes", *FIXED)
     if config.position not in kinds:
         raise ValueError(f"position is '{config.position}', expected one of {', '.join(kinds)}")
     if config.position_resample == RECOMPUTE:

@@ -11,24 +11,26 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from mmvit.models.build import build_image_tower, build_text_tower
+from mmvit.models.build import build_text_tower
 from mmvit.models.config import DualEncoderConfig, TextTowerConfig
 from mmvit.models.foreign import ForeignImageTower
-from mmvit.models.lit import DualEncoder
+from mmvit.models.lit import DualEncoder, seeing_tower
 
 
 def with_head(tower: Any, embed_dim: int | None, center: bool | None = None) -> Any:
     """The tower with the head that is asked for; its own head is kept when it fits already.
 
     Args:
-        tower: an image or text tower; a peer's module inside it is shared, not copied.
+        tower: a tower of any modality; a peer's module inside it is shared, not copied.
         embed_dim: E of a linear head, None = none (E = D).
-        center: image towers: whether the features' mean is subtracted first, None = as it is.
+        center: all but text towers: whether the features' mean is subtracted first, None = as it is.
 
     Returns:
         A tower with `tower`'s weights; a head that is new is random, a mean that is new is zero.
     """
     change: dict[str, Any] = {"embed_dim": embed_dim}
+    if embed_dim != tower.config.embed_dim and getattr(tower.config, "head_hidden", None):
+        change["head_hidden"] = None
     if center is not None and not isinstance(tower.config, TextTowerConfig):
         change["center"] = center
     config = dataclasses.replace(tower.config, **change)
@@ -40,7 +42,7 @@ def with_head(tower: Any, embed_dim: int | None, center: bool | None = None) -> 
     elif isinstance(tower, ForeignImageTower):
         new = ForeignImageTower(config, tower.module)
     else:
-        new = build_image_tower(config)
+        new = seeing_tower(config)
     own = new.state_dict()
     fits = {n: v for n, v in tower.state_dict().items() if n in own and own[n].shape == v.shape}
     missing = [n for n in new.load_state_dict(fits, strict=False).missing_keys if not n.startswith("head.")]
@@ -49,7 +51,7 @@ def with_head(tower: Any, embed_dim: int | None, center: bool | None = None) -> 
 
 
 def bare(tower: Any) -> Any:
-    """The image tower without head and centring: what cached features depend on, and nothing else."""
+    """The tower without head and centring: what cached features depend on, and nothing else."""
     return with_head(tower, None, center=False)
 
 
@@ -67,10 +69,10 @@ def join(
     """The pair of two towers, with heads into one space; towers that fit already are shared, not copied.
 
     Args:
-        image: image tower.
-        text: text tower; gets a linear head into the image tower's space where it has none of that width.
-        embed_dim: E of a linear head on both towers; None = no image head, E is the image features' width.
-        center: (D,) mean that is subtracted from the image features, None = no centring.
+        image: the tower beside the text's: of pictures, clips or sounds.
+        text: text tower; gets a linear head into the other tower's space where it has none of that width.
+        embed_dim: E of a linear head on both towers; None = no head on the first, E is its features' width.
+        center: (D,) mean that is subtracted from the first tower's features, None = no centring.
         kind: how similarities become probabilities; a sigmoid pair has a bias.
         scale: initial factor of the cosines, not its logarithm.
         bias: initial bias of a sigmoid pair.

@@ -6,6 +6,8 @@ Source: VideoMAE (arXiv:2203.12602); MViT (arXiv:2104.11227).
 
 from __future__ import annotations
 
+from torch import nn
+
 from mmvit.models.config import VideoTowerConfig
 from mmvit.models.stem import tower_grid, video_stem
 from mmvit.models.tower import GridTower
@@ -19,10 +21,11 @@ class VideoTower(GridTower):
 
     Args:
         config: what to build.
+        core: to be shared with other towers, None = a new one.
 
     Raises:
         ValueError: a configuration that contradicts itself; the message names the field.
     """
 
-    def __init__(self, config: VideoTowerConfig) -> None:
-        super().__init__(config, video_stem(config), tower_grid(config))
+    def __init__(self, config: VideoTowerConfig, core: nn.Module | None = None) -> None:
+        super().__init__(config, video_stem(config), tower_grid(config), core)

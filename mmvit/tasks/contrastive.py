@@ -1,6 +1,6 @@
-"""Contrastive image-text training: a pair of towers and its loss over the global batch.
+"""Contrastive training of a pair (pictures, clips or sounds, and texts) with its loss over the global batch.
 
-Shape letters: B pairs of this rank's batch, E embedding dim, D image feature width.
+Shape letters: B pairs of this rank's batch, E embedding dim, D feature width of the tower beside the text's.
 Source: LiT (Zhai et al. 2022), CLIP (Radford et al. 2021), SigLIP (Zhai et al. 2023).
 """
 
@@ -48,31 +48,35 @@ class ContrastiveTask(nn.Module):
                 f"a {kind} loss {'needs' if kind == 'sigmoid' else 'has no use for'} the model's logit_bias: "
                 f"logit_bias_init is {model.config.logit_bias_init}"
             )
-        self.model = model
+        self.model, self.modality = model, model.config.modality
         self.kind, self.duplicates, self.block = kind, duplicates, block
         self.lock = Lock.parse(lock) if isinstance(lock, str) else lock
 
     def precompute(self, batch: Batch) -> Batch:
-        """`batch` with `image_embedding` (B,D) filled in when the image tower is locked; else as it was."""
-        if self.lock.image != "L" or batch.image_embedding is not None or batch.image is None:
+        """`batch` with `image_embedding` (B,D) filled in when the first tower is locked; else as it was."""
+        seen = getattr(batch, self.modality)
+        if self.lock.image != "L" or batch.image_embedding is not None or seen is None:
             return batch
         with torch.no_grad():
-            features = _full(self.model.image.features(batch.image))
+            features = _full(self.model.image.features(seen))
         filled = batch.rows(0, len(batch))
-        filled.image_embedding, filled.image = features, None
+        filled.image_embedding = features
+        setattr(filled, self.modality, None)
         return filled
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(z_image, z_text), each (B,E) float32, L2-normalised.
 
         Raises:
-            ValueError: the batch lacks text, or both picture and cached features.
+            ValueError: the batch lacks text, or both what the first tower takes and its cached features.
         """
-        if batch.text is None or (batch.image is None and batch.image_embedding is None):
-            raise ValueError("contrastive training needs text and an image or its cached embedding")
+        seen = getattr(batch, self.modality)
+        if batch.text is None or (seen is None and batch.image_embedding is None):
+            needs = {"image": "an image", "video": "a video", "audio": "a sound"}[self.modality]
+            raise ValueError(f"contrastive training needs text and {needs} or its cached embedding")
         features = self.precompute(batch).image_embedding
         if features is None:
-            z_image = self.model.encode_image(batch.image)
+            z_image = self.model.encode_image(seen)
         else:
             z_image = self.model.encode_image(features=_full(features))
         with self._without_gradients(self.lock.text == "L"):

@@ -47,7 +47,7 @@ def resample_grid(table: Tensor, old: tuple[int, ...], new: tuple[int, ...], mod
 
     Args:
         table: (1,N,D), row-major, grid rows only (no row of a class token).
-        old: (H,W) or (T,H,W) tokens, N = their product.
+        old: (N,), (H,W) or (T,H,W) tokens, N = their product.
         new: likewise, of n tokens.
         mode: a name in `RESAMPLE`. Computed in float32.
 
@@ -61,13 +61,16 @@ def resample_grid(table: Tensor, old: tuple[int, ...], new: tuple[int, ...], mod
         raise ValueError(f"position table has {table.shape[1]} rows, expected {size} for its grid")
     if old == new:
         return table
-    assert len(old) == len(new) in (2, 3), "only grids of two or three axes are resampled"
+    said = f"grid {new} is larger than the stored {old}"
+    if len(old) == 1:  # a line is a grid of one row
+        old, new = (1, *old), (1, *new)
+    assert len(old) == len(new) in (2, 3), "only grids of one to three axes are resampled"
     image = table.float().reshape(-1, *old[-2:], table.shape[-1]).permute(0, 3, 1, 2)  # (T,D,H,W)
     if mode == CUT_OR_STRETCH:
         image = _cut_or_stretch(image, new[-2:])
     elif mode == CROP:
         if any(n > o for n, o in zip(new[-2:], old[-2:], strict=True)):
-            raise ValueError(f"position_resample is 'crop', and grid {new} is larger than the stored {old}")
+            raise ValueError(f"position_resample is 'crop', and {said}")
         image = image[:, :, : new[-2], : new[-1]]
     elif old[-2:] != new[-2:]:
         image = F.interpolate(image, size=new[-2:], **RESAMPLE[mode])
@@ -138,11 +141,35 @@ def sincos_1d(count: int, width: int, temperature: float = 10_000.0) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[None].float()
 
 
+def sincos_1d_halves(count: int, width: int, temperature: float = 10_000.0) -> Tensor:
+    """Fixed positions (1,N,D) float32 of the index n: each row [sin n w, cos n w], w_k = t^(-k/(D/2-1)).
+
+    Computed in float64.
+
+    Args:
+        count: N, all tokens of the grid in one line.
+        width: D, even and at least 4.
+        temperature: t, the ratio of the fastest to the slowest frequency.
+
+    Raises:
+        ValueError: an odd width, or one below 4.
+
+    Source: Whisper (arXiv:2212.04356) section 2.2 and its code.
+    """
+    if width % 2 or width < 4:
+        raise ValueError(f"sincos1d_whisper positions need an even width of at least 4, got {width}")
+    half = width // 2
+    omega = temperature ** -(torch.arange(half, dtype=torch.float64) / (half - 1))
+    angle = torch.arange(count, dtype=torch.float64)[:, None] * omega
+    return torch.cat([angle.sin(), angle.cos()], dim=1)[None].float()
+
+
 # Positions that are computed from the grid, by name: (grid, width) -> a table (1,N,D), or None for none.
 FIXED: dict[str, Callable[[tuple[int, ...], int], Tensor | None]] = {
     "sincos2d": lambda grid, width: sincos_2d((grid[0], grid[1]), width),
     "sincos2d_mae": lambda grid, width: sincos_2d((grid[0], grid[1]), width, closed=False),
     "sincos1d": lambda grid, width: sincos_1d(math.prod(grid), width),
+    "sincos1d_whisper": lambda grid, width: sincos_1d_halves(math.prod(grid), width),
     "none": lambda grid, width: None,
 }
 
@@ -177,6 +204,35 @@ def separable(table: Tensor, old: tuple[int, ...], new: tuple[int, ...], mode: s
     if old[0] != new[0]:
         time = F.interpolate(time.float().transpose(1, 2), size=new[0], mode="linear").transpose(1, 2)
     return (time[:, :, None].to(table.dtype) + place[:, None]).flatten(1, 2)
+
+
+def axes(table: Tensor, old: tuple[int, ...], new: tuple[int, ...], mode: str) -> Tensor:
+    """The positions (1,n,D) of grid `new`, row-major: each the sum of one row for every axis.
+
+    Args:
+        table: (1,sum of `old`,D), the first axis' rows first.
+        old: extents of the table's axes, one or more.
+        new: as many; an axis of another extent is resampled on its own.
+        mode: a name in `RESAMPLE`.
+
+    Raises:
+        ValueError: another number of axes, an unknown mode, or a crop that is larger than the table.
+
+    Source: VATT (arXiv:2104.11178) section 3.1.
+    Differs: its code interpolates by a cubic spline through i/n, which shifts the rows towards the start;
+    here the middle of an axis stays in the middle.
+    """
+    if len(old) != len(new):
+        raise ValueError(f"positions are stored for a grid of {len(old)} axes, and the tokens lie on {new}")
+    total: Tensor | None = None
+    for axis, rows in enumerate(table.split(old, dim=1)):
+        rows = resample_grid(rows, (old[axis], 1), (new[axis], 1), mode)
+        shape = [1] * len(new)
+        shape[axis] = new[axis]
+        rows = rows.reshape(1, *shape, -1)
+        total = rows if total is None else total + rows
+    assert total is not None
+    return total.flatten(1, -2)
 
 
 def add_positions(tokens: Tokens, table: Tensor, stored: tuple[int, ...], mode: str) -> Tokens:

@@ -100,6 +100,22 @@ def freeze_listed(module: nn.Module, listed: Sequence[str], rules: Rules) -> Fre
     return frozen
 
 
+def matching(names: Sequence[str], patterns: Sequence[str], option: str) -> frozenset[str]:
+    """Those of `names` that one of the patterns matches as a whole.
+
+    Raises:
+        UserError: a broken pattern, or one that matches none.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        expression = _compile(pattern)
+        hits = [name for name in names if expression.fullmatch(name)]
+        if not hits:
+            raise UserError(f"pattern '{pattern}' of {option} matches no parameter that learns")
+        found.update(hits)
+    return frozenset(found)
+
+
 def lock(module: nn.Module) -> nn.Module:
     """`module` frozen for good: no gradients, eval mode, and deaf to train()."""
     module.requires_grad_(False)

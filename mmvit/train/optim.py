@@ -29,16 +29,19 @@ class OptimConfig:
     """What the optimizer does.
 
     Attributes:
-        name: adamw; adafactor (the Scaling-ViT variant: momentum in bfloat16, factored second moments); lion.
+        name: adamw; adam, without weight decay; adafactor (the Scaling-ViT variant: momentum in bfloat16,
+            factored second moments); lion; sgd with momentum.
         lr: peak learning rate.
-        weight_decay: decoupled, multiplied by the learning rate; kernels only.
-        beta1, beta2: decay of the first and second moment; adafactor's beta2 is a cap.
-        eps: AdamW's epsilon.
+        weight_decay: decoupled, multiplied by the learning rate; kernels only. With sgd it is added to the
+            gradient, before the momentum.
+        beta1, beta2: decay of the first and second moment; adafactor's beta2 is a cap, sgd's
+            momentum is beta1.
+        eps: AdamW's and Adam's epsilon.
         lr_multipliers: "PATTERN=FACTOR" by parameter name, first match wins; others 1.
         decay_multipliers: "PATTERN=FACTOR" on the weight decay of kernels, first match wins; others 1.
     """
 
-    name: Literal["adamw", "adafactor", "lion"] = "adamw"
+    name: Literal["adamw", "adam", "adafactor", "lion", "sgd"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.1
     beta1: float = 0.9
@@ -116,16 +119,27 @@ def build_groups(module: nn.Module, frozen: Freeze, config: OptimConfig) -> list
 
 
 def build_optimizer(module: nn.Module, frozen: Freeze, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer over the trainable parameters of `module`; locked ones are not in it at all."""
-    groups = build_groups(module, frozen, config)
-    if config.name == "adamw":
-        betas = (config.beta1, config.beta2)
-        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+    """The optimizer over the trainable parameters of `module`; locked ones are not in it at all.
+
+    Raises:
+        UserError: an unknown name, weight decay with adam, or as `build_groups`.
+    """
+    if config.name == "adam" and config.weight_decay:
+        raise UserError(
+            f"--optim.weight-decay is {config.weight_decay:g}, and adam would mix it into its moments: "
+            "set it to 0, or take --optim.name adamw"
+        )
+    groups, betas = build_groups(module, frozen, config), (config.beta1, config.beta2)
+    if config.name in ("adamw", "adam"):
+        kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+        return kind(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
     if config.name == "adafactor":
         return Adafactor(groups, lr=config.lr, beta1=config.beta1, beta2_cap=config.beta2)
     if config.name == "lion":
-        return Lion(groups, lr=config.lr, betas=(config.beta1, config.beta2))
-    raise UserError(f"--optim.name is adamw, adafactor or lion, got '{config.name}'")
+        return Lion(groups, lr=config.lr, betas=betas)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.beta1)
+    raise UserError(f"--optim.name is adamw, adam, adafactor, lion or sgd, got '{config.name}'")
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

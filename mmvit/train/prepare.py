@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
 
 from mmvit.train.compiling import compile_blocks
 from mmvit.train.ema import Average
-from mmvit.train.freeze import Freeze
+from mmvit.train.freeze import Freeze, matching
 from mmvit.train.health import Health
 from mmvit.train.per_example import check as check_per_example
 from mmvit.train.rng import seed_all
 from mmvit.train.setup import Run
-from mmvit.train.sharded import exempt
-from mmvit.train.step import Engine, Trainable
+from mmvit.train.sharded import check_cached, exempt
+from mmvit.train.step import Engine, Task, Trainable
 
 
 def prepare(
@@ -46,6 +47,7 @@ def prepare(
     trainable = Trainable(task, frozen)
     exempt(accelerator, trainable, optimizer)
     module, prepared = accelerator.prepare(trainable, optimizer)
+    check_cached(cast(Task, task).loss_parameters(), train.micro_batch)
     seed_all(train.seed + 7919 * (1 + accelerator.process_index))
     return Engine(
         accelerator=accelerator,
@@ -59,4 +61,5 @@ def prepare(
         micro_batch=train.micro_batch,
         per_example_clip=train.per_example_clip,
         average=Average(task, train.average) if train.average else None,
+        clip_spares=matching(frozen.trainable(), train.clip_spares, "--train.clip-spares"),
     )

@@ -44,6 +44,7 @@ class TrainConfig:
         precision: auto takes bf16 where the processor or GPU has it, else fp32.
         seed: of weights, data order and augmentation.
         clip_norm: largest global gradient norm, 0 = no clipping.
+        clip_spares: patterns of parameters that are neither cut by it nor counted in that norm.
         per_example_clip: largest norm of one example's gradient, before the mean over the batch; one example
             at a time. 0 = off.
         average: decay of the running mean of the weights, e.g. 0.999; 0 = off.
@@ -63,6 +64,7 @@ class TrainConfig:
     precision: Precision = "auto"
     seed: int = 0
     clip_norm: float = 1.0
+    clip_spares: tuple[str, ...] = ()
     per_example_clip: float = 0.0
     average: float = 0.0
     save_every: int = 500

@@ -36,6 +36,19 @@ def exempt(accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.O
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 
+def check_cached(parameters: Sequence[nn.Parameter], micro_batch: int) -> None:
+    """Nothing, when the gradient cache can compute a loss that reads these parameters; 0 = no cache.
+
+    Raises:
+        UserError: one of them is sharded: the cache computes the loss where they are not whole.
+    """
+    if micro_batch and any(isinstance(p, DTensor) for p in parameters):
+        raise UserError(
+            f"--train.micro-batch {micro_batch} needs the weights of the loss whole on every rank, FSDP2 "
+            "shards them: launch with DDP (recipes/accelerate/8gpu_ddp.yaml), or leave it out"
+        )
+
+
 def average_scalars(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
     """Gradients of parameters outside of FSDP become their mean over the ranks, as FSDP does with its own."""
     if not accelerator.is_fsdp2:
@@ -46,21 +59,41 @@ def average_scalars(accelerator: Accelerator, parameters: Sequence[nn.Parameter]
             parameter.grad /= accelerator.num_processes
 
 
-def clip(accelerator: Accelerator, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-    """Global gradient norm before clipping; afterwards it is at most `limit`."""
+def clip(
+    accelerator: Accelerator,
+    parameters: Sequence[nn.Parameter],
+    limit: float,
+    spared: Sequence[nn.Parameter] = (),
+) -> Tensor:
+    """Global gradient norm before clipping; afterwards that of all but `spared` is at most `limit`.
+
+    What is spared is neither cut nor counted in what the others are cut by.
+    """
     accelerator.unscale_gradients()
-    kinds = [[p for p in parameters if isinstance(p, DTensor) == sharded] for sharded in (True, False)]
+    total = _norm(parameters)
+    left_out = {id(p) for p in spared}
+    cut = [p for p in parameters if id(p) not in left_out]
+    counted = _norm(cut) if left_out and cut else total
+    if total.device.type == "cpu" and float(counted) + 1e-6 < limit:
+        return total  # the factor is one; a GPU multiplies by it rather than wait for the answer
+    for kind in _kinds(cut):
+        nn.utils.clip_grads_with_norm_(kind, limit, counted)
+    return total
+
+
+def _kinds(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Sharded parameters, and whole ones: no operation takes both."""
+    return [[p for p in parameters if isinstance(p, DTensor) == sharded] for sharded in (True, False)]
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The norm of all gradients together."""
     norms = []
-    for kind in kinds:
+    for kind in _kinds(parameters):
         grads = [p.grad for p in kind if p.grad is not None]
         if grads:
             norms.append(full(nn.utils.get_total_norm(grads)))
-    total = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
-    if total.device.type == "cpu" and float(total) + 1e-6 < limit:
-        return total  # the factor is one; a GPU multiplies by it rather than wait for the answer
-    for kind in kinds:
-        nn.utils.clip_grads_with_norm_(kind, limit, total)
-    return total
+    return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
 
 
 @contextmanager

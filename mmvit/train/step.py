@@ -89,6 +89,7 @@ class Engine:
         module: `Trainable(task)` as Accelerate prepared it.
         schedule: factor of the learning rate for step 1, 2, …
         clip_norm: largest global gradient norm, 0 = no clipping.
+        clip_spares: names of parameters that are neither cut by it nor counted in that norm.
         micro_batch: rows of one forward on this rank, 0 = the whole batch at once.
         per_example_clip: largest norm of one example's gradient before the mean over the batch, 0 = off.
         health: decides before each step whether the numbers are sound.
@@ -108,6 +109,7 @@ class Engine:
     micro_batch: int = 0
     per_example_clip: float = 0.0
     average: Average | None = None
+    clip_spares: frozenset[str] = frozenset()
     step: int = 0
     samples_seen: int = 0
 
@@ -128,6 +130,16 @@ class Engine:
         """The trainable parameters, in the optimizer's order."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    @property
+    def spared(self) -> list[nn.Parameter]:
+        """Those that clipping leaves alone."""
+        return [
+            p
+            for group in (self.optimizer.param_groups if self.clip_spares else ())
+            for name, p in zip(group["names"], group["params"], strict=True)
+            if name in self.clip_spares
+        ]
+
 
 def train_step(engine: Engine, batch: Batch) -> dict[str, float]:
     """Takes one optimizer step on this rank's part of the global batch; returns means over the ranks.
@@ -146,7 +158,8 @@ def train_step(engine: Engine, batch: Batch) -> dict[str, float]:
     average_scalars(accelerator, engine.parameters)
     if engine.per_example_clip:
         average_gradients(accelerator, engine.parameters)
-    out["grad_norm"] = clip(accelerator, engine.parameters, engine.clip_norm or float("inf"))
+    limit = engine.clip_norm or float("inf")
+    out["grad_norm"] = clip(accelerator, engine.parameters, limit, engine.spared)
     values = engine.health.check(engine.step + 1, out, batch, lambda: _suspects(engine, batch, start))
     factor = engine.schedule(engine.step + 1)
     set_rate(engine.optimizer, factor)
@@ -177,14 +190,17 @@ def _backward(engine: Engine, batch: Batch) -> dict[str, Tensor]:
 
 def _precompute(engine: Engine, batch: Batch, size: int) -> Batch:
     """`batch` after the task's gradient-free part, run on `size` rows at a time."""
-    if batch.image is None:
+    media = [name for name in ("image", "video", "audio") if getattr(batch, name) is not None]
+    if not media:
         return batch
     parts = [engine.module(batch.rows(i, i + size), "precompute") for i in range(0, len(batch), size)]
     embeddings = [part.image_embedding for part in parts]
     if any(e is None for e in embeddings):
         return batch
     whole = batch.rows(0, len(batch))
-    whole.image_embedding, whole.image = torch.cat(cast(list[Tensor], embeddings)), None
+    whole.image_embedding = torch.cat(cast(list[Tensor], embeddings))
+    for name in media:  # what the embeddings stand for is gone
+        setattr(whole, name, getattr(whole, name) if getattr(parts[0], name) is not None else None)
     return whole
 
 

@@ -132,6 +132,15 @@ def test_cut_texts_are_counted(model, caplog) -> None:
     assert "1 of 2 texts were cut to 8 tokens" in caplog.text
 
 
+def test_fewer_patches_of_any_tower_of_ours(model) -> None:
+    whole, half = model.encode(image=pictures(2)), model.encode(image=pictures(2), keep_rate=0.5)
+    pixels = torch.stack([model.preprocess(p) for p in pictures(2)])
+    keep = torch.randperm(4, generator=torch.Generator().manual_seed(0))[:2].sort().values.expand(2, -1)
+    with torch.no_grad():
+        assert torch.allclose(half, normalize(model.model.image(pixels, keep), dim=-1), atol=1e-6)
+    assert not torch.allclose(half, whole, atol=1e-4)
+
+
 def test_mistakes_are_named(model, tmp_path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG not really")
     for call, error, message in (

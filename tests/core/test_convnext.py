@@ -119,5 +119,5 @@ def test_mistakes_name_the_option():
         make(depths=(1, 2))
     with pytest.raises(ValueError, match="drop_path is 1.5"):
         make(drop_path=1.5)
-    with pytest.raises(ValueError, match="activation is 'relu'"):
-        make(activation="relu")
+    with pytest.raises(ValueError, match="activation is 'selu'"):
+        make(activation="selu")

@@ -197,8 +197,8 @@ def test_mlp_starts_xavier_and_activations_differ_by_what_is_known():
 
 
 def test_mistakes_name_the_option():
-    with pytest.raises(ValueError, match="activation is 'relu', expected one of gelu"):
-        ViT(**SMALL, activation="relu")
+    with pytest.raises(ValueError, match="activation is 'selu', expected one of gelu"):
+        ViT(**SMALL, activation="selu")
     with pytest.raises(ValueError, match="norm is 'sandwich', expected 'pre', 'post' or 'mid'"):
         ViT(**SMALL, norm="sandwich")
     with pytest.raises(ValueError, match="drop_path is 1.0"):

@@ -1,5 +1,6 @@
 import io
 import tarfile
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,69 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     """A smooth random RGB picture."""
     small = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def make_movie(
+    shades, *, fps=10, form="mp4", codec="libx264", size=(32, 32), times=None, sound=None, rate=48000,
+    sound_codec="aac", sound_start=0.0, gop=None, rotation=0, options=None, path=None,
+) -> bytes:  # fmt: skip
+    """A file whose i-th frame has the grey `shades[i]` (or is that picture), with sound beside it."""
+    av = pytest.importorskip("av")
+    sink = io.BytesIO()
+    with av.open(str(path) if path else sink, "w", format=form, options=options or {}) as container:
+        base = Fraction(1, 1000) if times is not None else Fraction(1, fps)
+        video = audio = None
+        if shades is not None:
+            video = container.add_stream(codec, rate=fps)
+            video.height, video.width = size
+            video.pix_fmt, video.codec_context.time_base = "yuv420p", base
+            video.codec_context.gop_size = gop or 12
+            if codec == "libx264":
+                video.options = {"crf": "10", "preset": "ultrafast"}
+            if rotation:
+                video.set_display_rotation(rotation)
+        if sound is not None:
+            sound = np.atleast_2d(np.asarray(sound, np.float32))
+            layout = "mono" if len(sound) == 1 else "stereo"
+            audio = container.add_stream(sound_codec, rate=rate, layout=layout)
+        for i, shade in enumerate(shades if shades is not None else ()):
+            frame = np.zeros((*size, 3), np.uint8)
+            frame[:] = shade
+            frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            frame.pts, frame.time_base = (i if times is None else round(times[i] * 1000)), base
+            container.mux(video.encode(frame))
+        if video is not None:
+            container.mux(video.encode())
+        if audio is not None:
+            context = audio.codec_context
+            block = av.AudioFrame.from_ndarray(sound, format="fltp", layout=layout)
+            block.sample_rate, block.pts, block.time_base = rate, round(sound_start * rate), Fraction(1, rate)
+            form, per = context.format.name, context.frame_size or 1024
+            change = av.AudioResampler(format=form, layout=layout, rate=rate, frame_size=per)
+            for part in [*change.resample(block), *change.resample(None)]:
+                container.mux(audio.encode(part))
+            container.mux(audio.encode())
+    return path.read_bytes() if path else sink.getvalue()
+
+
+def make_sound(waveform, rate=16000, form="WAV", subtype=None) -> bytes:
+    """A sound file of (S,) or (S,channels) float samples."""
+    sf = pytest.importorskip("soundfile")
+    sink = io.BytesIO()
+    sf.write(sink, waveform, rate, format=form, subtype=subtype)
+    return sink.getvalue()
+
+
+@pytest.fixture(scope="session")
+def movie():
+    """movie(shades, **options) -> bytes of a video, see `make_movie`."""
+    return make_movie
+
+
+@pytest.fixture(scope="session")
+def sound_bytes():
+    """sound_bytes(waveform, rate, format, subtype) -> bytes of a sound file."""
+    return make_sound
 
 
 @pytest.fixture(scope="session")

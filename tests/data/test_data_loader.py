@@ -303,7 +303,7 @@ def test_start_up_errors(shards, tmp_path):
         ({"batch_size": 0}, "positive"),
         ({"batch_size": 2, "workers": -1}, "workers=-1"),
         ({"batch_size": 2, "weights": (1, 2)}, "2 data weights for 1 sources"),
-        ({"batch_size": 2, "fields": ("audio",)}, "unknown data field 'audio'"),
+        ({"batch_size": 2, "fields": ("sound",)}, "unknown data field 'sound'"),
     ]:
         with pytest.raises(UserError, match=message):
             make_loader(shards, **options)

@@ -3,11 +3,14 @@ import importlib.util
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from mmvit.data.loader import make_loader
 from mmvit.data.shards import ShardIndex
 from mmvit.data.text import load_tokenizer
+from mmvit.data.validate import validate
+from mmvit.data.write import ShardWriter
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,39 @@ def test_tables_become_shards(scripts, photos, tmp_path):
     read = samples(tmp_path / "j")
     assert json.loads(read["top"]["json"]) == {"source": "me", "texts": ["two"]}
     assert read["cats_two"]["txt"] == b"three"
+
+
+def test_videos_and_sounds_become_shards(scripts, tmp_path, movie, sound_bytes, picture, image_bytes, capsys):
+    root = tmp_path / "in"
+    (root / "birds").mkdir(parents=True)
+    wave = np.sin(np.arange(16_000) / 5) / 2
+    files = {
+        "birds/duck.mp4": movie([9] * 20, sound=np.ones(96_000) * 0.1), "birds/duck.txt": b"a duck swims",
+        "birds/crow.wav": sound_bytes(wave), "birds/crow.fr.wav": sound_bytes(wave),
+        "fox.png": image_bytes(picture(8, 8, 0)), "fox.wav": sound_bytes(wave), "fox.txt": b"a fox",
+        "cut.mp4": b"\0" * 99,
+    }  # fmt: skip
+    for name, data in files.items():
+        (root / name).write_bytes(data)
+    scripts("make_shards", "--source", str(root), "--out", str(tmp_path / "out" / "a"))
+    assert "left out 1: media-unreadable" in capsys.readouterr().err
+    found = samples(tmp_path / "out")
+    assert {key: sorted(set(raw) - {"__key__"}) for key, raw in found.items()} == {
+        "birds_duck": ["json", "mp4", "txt"],
+        "birds_crow": ["fr.wav", "json", "txt", "wav"],
+        "fox": ["png", "txt", "wav"],
+    }
+    assert found["birds_crow"]["txt"] == b"birds"
+    report = validate(str(tmp_path / "out"))
+    assert report.ok
+    assert report.seconds["videos"] == (1, pytest.approx(2.0), pytest.approx(2.0))
+    assert report.seconds["sounds"][0] == 3
+    hurt = wave.copy()
+    hurt[9000] = np.nan
+    with ShardWriter(tmp_path / "bad" / "a", 9) as writer:
+        writer.write("a", {"wav": sound_bytes(hurt, 16_000, "WAV", "FLOAT"), "txt": "x"})
+        writer.write("b", {"mp4": files["birds/duck.mp4"][:600]})
+    assert dict(validate(str(tmp_path / "bad")).problems) == {"audio-not-finite": 1, "media-unreadable": 1}
 
 
 def test_equal_input_gives_equal_shards(scripts, photos, tmp_path):

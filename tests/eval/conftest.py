@@ -14,6 +14,7 @@ from mmvit.data.write import ShardWriter
 from mmvit.hub.folder import save
 from mmvit.models.config import CoreConfig, DualEncoderConfig, ImageTowerConfig, TextTowerConfig
 from mmvit.models.lit import DualEncoder
+from tests.eval.media_case import PREPROCESS, tiny_vatt, write_clips
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "pink")
 SHAPES = ("square", "disc", "bar")
@@ -116,3 +117,17 @@ def program(root, monkeypatch, capsys):
 
 def read_json(path):
     return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    """Folder of 12 clips: data set "drawings", split "test_clips"."""
+    return write_clips(tmp_path_factory.mktemp("media") / "drawings" / "test_clips")
+
+
+@pytest.fixture(scope="session")
+def vatt(tmp_path_factory):
+    """Folder of a saved model of video, audio and text in "runs/vatt/model"."""
+    folder = tmp_path_factory.mktemp("media_runs") / "vatt" / "model"
+    save(tiny_vatt(), folder, preprocess=PREPROCESS, tokenizer=tiny_tokenizer())
+    return folder

@@ -14,11 +14,13 @@ PEERS = {  # comparison -> a peer that must stand in its table, as it is run by 
     "pairs": "open_clip",
     "micro": "the same batch at once",
     "pictures": "",  # its peer needs packages that --small does not fetch
+    "videos": "PyAV, sought and stopped by hand",
     "loss": "open_clip ClipLoss",
     "search": "",
     "processes": "1 process, 2 threads",
     "startup": "import torch",
     "owl": "transformers",
+    "vatt": "transformers VideoMAEModel",
 }
 QUICK = ("attention",)
 
@@ -139,3 +141,59 @@ def test_drawn_photographs_are_whole_and_near_a_photographs_size(bench, tmp_path
     (batch,) = read_all(str(tmp_path / "photos"), batch_size=4)
     assert batch.captions == ["one", "two", "three"]
     assert batch.image.float().std() > 20
+
+
+def test_forward_cost_falls_at_least_as_fast_as_published(bench):
+    bench()
+    from benchmarks.vatt import costs
+
+    falls = [row for row in costs("vatt_mbs") if row.unit == "times"]
+    assert [row.aim for row in falls] == [1.0] * 3
+    for row in falls:
+        assert row.ours >= row.peer, row.work
+
+
+def test_counted_operations_of_a_core_are_those_of_its_products(bench):
+    bench()
+    from benchmarks.vatt_sides import forward_cost
+
+    N, D, M, depth = 196 + 1, 256, 1024, 6  # vatt_tiny's clips: 4 x 7 x 7 tubelets and AGG
+    whole = depth - 1  # the last block computes all keys and values, and the rest for AGG alone
+    products = whole * N * (4 * D * D + 2 * D * M) + N * 2 * D * D + 2 * D * D + 2 * D * M
+    attention = 2 * D * N * (whole * N + 1)
+    stem = 196 * 3 * 4 * 16 * 16 * D
+    assert forward_cost("vatt_tiny", 1.0)["video"] == 2 * (products + attention + stem)
+
+
+def test_one_core_has_a_third_of_the_cores_parameters(bench):
+    bench()
+    from benchmarks.vatt_sides import parameters
+
+    one, three = parameters("vatt_tiny_ma", True), parameters("vatt_tiny_ma", False)
+    D, M, depth = 256, 1024, 6
+    block = 4 * D * D + 4 * D + 2 * D * M + M + D + 4 * D
+    assert three - one == 2 * (depth * block + 2 * D)
+
+
+def test_hand_written_readers_read_what_ours_reads(bench):
+    bench()
+    from benchmarks.drawn_clips import clip
+    from benchmarks.video_reading import every_frame, ours, up_to_the_end
+    from benchmarks.videos import _check
+
+    from mmvit.data.audio import AudioPreprocess
+    from mmvit.data.clip import ClipPreprocess
+    from mmvit.data.video import VideoPreprocess
+    from mmvit.errors import UserError
+
+    sound = AudioPreprocess(sample_rate=16_000, samples=8000)
+    preprocess = ClipPreprocess(video=VideoPreprocess(size=(32, 32), frames=5), audio=sound)
+    data = clip(0, 2.0, (48, 64))
+    mine = ours(preprocess, True)(data, 0.73)
+    whole, sought = (make(preprocess, True)(data, 0.73) for make in (every_frame, up_to_the_end))
+    for peer in (whole, sought):
+        _check("w", mine, peer)
+    assert whole[2] == 50
+    assert mine[2] < 50
+    with pytest.raises(UserError, match="5 frames differ"):
+        _check("w", mine, every_frame(preprocess, True)(data, 0.2))

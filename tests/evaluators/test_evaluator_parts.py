@@ -10,9 +10,9 @@ from torch import nn
 from mmvit.errors import UserError
 from mmvit.evaluators.classes import read_classes, read_templates
 from mmvit.evaluators.embed import Embedded, embed_samples, evaluating, merge, text_encoder
-from mmvit.evaluators.image_text import drawn
 from mmvit.evaluators.prompts import class_embeddings
 from mmvit.evaluators.results import dataset_and_split, read_results, result, write_results
+from mmvit.evaluators.samples import drawn
 from mmvit.evaluators.table import blocks, comparison_table, percent, run_name
 from mmvit.types import Batch
 

@@ -43,7 +43,9 @@ def test_round_trip(kind, tmp_path):
 
 def test_what_does_not_belong_is_refused(tmp_path):
     model = mmvit.create_model("videomae_small_patch16_224", **CLIPS)
-    with pytest.raises(ValueError, match="a video_tower sees no pictures"):
+    with pytest.raises(
+        ValueError, match="a video_tower takes clips or sounds: pass preprocess=ClipPreprocess"
+    ):
         save(model, tmp_path / "m", preprocess=ImagePreprocess(size=(16, 16)))
     save(model, tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())

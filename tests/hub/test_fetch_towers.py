@@ -99,7 +99,7 @@ def test_a_tower_that_is_there_is_left_alone(program, toy, tmp_path, monkeypatch
         written.append(card)
         out.mkdir(parents=True)
 
-    tower = program.Tower(package=package, write=write, card={"license": "x"})
+    tower = program.Tower(packages=(package,), write=write, card={"license": "x"})
     monkeypatch.setitem(program.TOWERS, "minilm", tower)
     config = program.Config(out=tmp_path / "towers", downloads=downloads)
     program.build("minilm", config)

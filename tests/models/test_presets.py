@@ -13,6 +13,7 @@ from mmvit.models.config import (
     DualEncoderConfig,
     ImageTowerConfig,
     TextTowerConfig,
+    VattConfig,
     VideoTowerConfig,
 )
 from mmvit.models.image import ImageTower
@@ -20,6 +21,7 @@ from mmvit.models.lit import DualEncoder
 from mmvit.models.owl import OwlDetector
 from mmvit.models.presets import SIZES, build_model, preset
 from mmvit.models.text import TextTower
+from mmvit.models.vatt import Vatt
 from mmvit.models.video import VideoTower
 
 # preset: millions of parameters as a tower with class token, with a 1000-class head, and with map pooling
@@ -75,13 +77,18 @@ def test_every_preset_can_be_built_and_pairs_agree():
         TextTowerConfig: TextTower,
         DualEncoderConfig: DualEncoder,
         DetectorConfig: OwlDetector,
+        VattConfig: Vatt,
     }
     with torch.device("meta"):
         for name in names:
             config = preset(name)
             kind = kinds[type(config)]
             shallow = {"image.depth": 1, "text.depth": 1}
-            if kind not in (DualEncoder, OwlDetector):
+            if kind is DualEncoder and "depth" not in vars(config.image.core):  # a core of stages
+                shallow = {"text.depth": 1}
+            if kind is Vatt:
+                shallow = {f"{tower}.core.depth": 1 for tower in ("video", "audio", "text")}
+            elif kind not in (DualEncoder, OwlDetector):
                 shallow = {"depth": 1} if "depth" in vars(config.core) else {}
             model = mmvit.create_model(name, **shallow)
             assert isinstance(model, kind), name

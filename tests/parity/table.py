@@ -12,6 +12,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "parity.md"
 # Beginnings of presets' names that no installable library has, and what stands for a peer.
 WITHOUT_PEER = {
     "lit_": "a pair of a vit_* tower and a text_* tower",
+    "vatt_": "no library has VATT; tests/models/test_vatt.py counts its parameters",
     "text_": "LiT's text tower; tests/hub/test_npz.py holds it against a slow reference",
 }
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"

@@ -35,8 +35,10 @@ from mmvit.errors import UserError
 
 LIMIT = 90.0  # seconds that a run may take
 LATE = {  # what runs import on their way
+    "classify": ("torch._dynamo", "yaml", "av", "soundfile"),
     "lit": ("torch._dynamo", "yaml"),
     "owl": ("torch._dynamo", "yaml", "scipy.optimize", "open_clip", "faster_coco_eval.core.faster_eval_api"),
+    "vatt": ("torch._dynamo", "yaml", "av", "soundfile", "torchaudio"),
 }
 
 

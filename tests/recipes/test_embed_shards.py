@@ -93,7 +93,7 @@ def test_goes_on_where_it_was_interrupted(corpus, tmp_path, recipe, capsys):
         (("--model", "TEXT"), "text_tower"),
         (("--data", "/nowhere"), "/nowhere"),
         (("--views", 0), "at least 1"),
-        (("--out", "SAME"), "where the pictures are"),
+        (("--out", "SAME"), "where the shards are"),
         (("--veiws", 2), "did you mean --views"),
     ],
 )

@@ -101,7 +101,7 @@ def test_a_cache_of_another_tower_or_an_unlocked_one_is_refused(corpus, caches, 
     with pytest.raises(UserError, match="embedded by another tower"):
         recipe("lit", *words, "--model.image", tmp_path / "other")
     words = options(corpus, tmp_path / "run2", "--data.train", cache, "--model.lock", "Uu")
-    with pytest.raises(UserError, match="need a locked image tower"):
+    with pytest.raises(UserError, match="need a locked first tower"):
         recipe("lit", *words, "--model.image", corpus / "tower")
     with pytest.raises(UserError, match="another fingerprint"):
         recipe("embed_shards", "--preset", "tiny", *flags, "--model", tmp_path / "other")

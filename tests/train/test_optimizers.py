@@ -99,6 +99,45 @@ def test_adamw_equals_numpy_with_the_decay_scaled_by_the_rate():
     np.testing.assert_allclose(linear.weight.detach().numpy(), theta, atol=1e-6)
 
 
+def test_adam_equals_numpy_with_a_large_epsilon():
+    linear = nn.Linear(3, 4)
+    config = OptimConfig(name="adam", lr=0.01, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=0.1)
+    optimizer = build_optimizer(linear, freeze(linear, [(".*", 1.0)]), config)
+    assert type(optimizer) is torch.optim.Adam
+    theta = linear.weight.detach().numpy().copy()
+    m = v = 0.0
+    for i, g in enumerate(gradients((4, 3), 3)):
+        linear.weight.grad, linear.bias.grad = torch.from_numpy(g), torch.zeros(4)
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        theta = theta - 0.01 * (m / (1 - 0.9 ** (i + 1))) / (np.sqrt(v / (1 - 0.999 ** (i + 1))) + 0.1)
+    np.testing.assert_allclose(linear.weight.detach().numpy(), theta, atol=1e-6)
+
+
+def test_adam_takes_no_weight_decay_and_names_are_checked():
+    linear = nn.Linear(3, 4)
+    frozen = freeze(linear, [(".*", 1.0)])
+    with pytest.raises(UserError, match=r"--optim.weight-decay is 0.1, and adam .* set it to 0"):
+        build_optimizer(linear, frozen, OptimConfig(name="adam"))
+    with pytest.raises(UserError, match="adamw, adam, adafactor, lion or sgd, got 'rmsprop'"):
+        build_optimizer(linear, frozen, OptimConfig(name="rmsprop"))
+
+
+def test_sgd_equals_numpy_with_momentum_and_the_decay_in_the_gradient():
+    linear = nn.Linear(3, 4)
+    config = OptimConfig(name="sgd", lr=0.1, weight_decay=0.2, beta1=0.9)
+    optimizer = build_optimizer(linear, freeze(linear, [(".*", 1.0)]), config)
+    theta, bias, m = linear.weight.detach().numpy().copy(), linear.bias.detach().clone(), 0.0
+    for g in gradients((4, 3), 4):
+        linear.weight.grad, linear.bias.grad = torch.from_numpy(g), torch.zeros(4)
+        set_rate(optimizer, 0.5)
+        optimizer.step()
+        m = 0.9 * m + g + 0.2 * theta
+        theta = theta - 0.05 * m
+    np.testing.assert_allclose(linear.weight.detach().numpy(), theta, atol=1e-6)
+    assert torch.equal(linear.bias.detach(), bias), "biases do not decay"
+
+
 class Parts(nn.Module):
     def __init__(self):
         super().__init__()

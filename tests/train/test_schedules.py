@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mmvit.errors import UserError
-from mmvit.train.schedule import ScheduleConfig, build_schedule, cosine, rsqrt
+from mmvit.train.schedule import ScheduleConfig, build_schedule, cosine, quarter_cosine, rsqrt
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,44 @@ def test_cosine_values():
     assert cosine(325, 1000, 100) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
-@pytest.mark.parametrize("name", ["cosine", "rsqrt", "constant"])
+@pytest.mark.parametrize(
+    ("t", "factor"), [(5_000, 0.5), (10_000, 1.0), (255_000, 0.85355), (500_000, 0.5), (600_000, 0.5)]
+)
+def test_a_quarter_of_a_cosine_down_to_half_the_rate(t, factor):
+    assert quarter_cosine(t, 500_000, 10_000, 0.5) == pytest.approx(factor, abs=5e-6)
+    # A run's formulas have the total one step behind its last: see build_schedule.
+    run = build_schedule(ScheduleConfig(name="quarter_cosine", warmup=10_000), 499_999)
+    assert run(t) == quarter_cosine(t, 500_000, 10_000, 0.5)
+
+
+@pytest.mark.parametrize(("t", "factor"), [(2_500, 0.5), (5_000, 1.0), (252_500, 0.75), (500_000, 0.5)])
+def test_half_a_cosine_down_to_half_the_rate(t, factor):
+    assert cosine(t, 500_000, 5_000, 0.5) == pytest.approx(factor, abs=5e-6)
+    run = build_schedule(ScheduleConfig(name="half_cosine", warmup=5_000), 499_999)
+    assert run(t) == cosine(t, 500_000, 5_000, 0.5)
+
+
+def test_floors():
+    for name, function in (("half_cosine", cosine), ("quarter_cosine", quarter_cosine)):
+        run = build_schedule(ScheduleConfig(name=name, warmup=2, floor=0.2), 20)
+        factors = [run(t) for t in range(1, 21)]
+        assert factors == [function(t, 21, 2, 0.2) for t in range(1, 21)]
+        assert factors[1:] == sorted(factors[1:], reverse=True)
+        assert 0.2 < factors[-1] < 0.3
+        assert run(21) == pytest.approx(0.2)
+    flat = build_schedule(ScheduleConfig(name="quarter_cosine", warmup=0, floor=1.0), 20)
+    assert {flat(t) for t in range(1, 21)} == {1.0}
+    assert cosine(325, 1000, 100, 0.0) == cosine(325, 1000, 100)
+
+
+def test_what_is_no_schedule():
+    with pytest.raises(UserError, match=r"--schedule.floor is a share 0..1 of the peak rate, got 1.5"):
+        build_schedule(ScheduleConfig(name="half_cosine", floor=1.5), 10)
+    with pytest.raises(UserError, match="quarter_cosine or half_cosine, got 'third_cosine'"):
+        build_schedule(ScheduleConfig(name="third_cosine"), 10)
+
+
+@pytest.mark.parametrize("name", ["cosine", "rsqrt", "constant", "quarter_cosine", "half_cosine"])
 def test_no_step_is_taken_at_rate_zero(name):
     schedule = build_schedule(ScheduleConfig(name=name, warmup=5, cooldown=5), 20)
     factors = [schedule(step) for step in range(1, 21)]

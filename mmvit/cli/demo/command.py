@@ -1,6 +1,7 @@
 """mmvit-demo: pages in the browser that show what a saved model can do.
 
     mmvit-demo detect --model runs/quickstart/detector/model
+    mmvit-demo search --model runs/vatt/model --data 'data/corpus/val/clips::data/corpus/val/sounds'
 
 Each page has a name, a file of its own and its own options: mmvit-demo NAME --help.
 """
@@ -14,7 +15,10 @@ from collections.abc import Sequence
 from mmvit.errors import UserError, nearest, one_line
 
 # name -> (module with a `main`, what it shows)
-PAGES = {"detect": ("mmvit.cli.demo.detect", "find named things in a picture, with boxes")}
+PAGES = {
+    "detect": ("mmvit.cli.demo.detect", "find named things in a picture, with boxes"),
+    "search": ("mmvit.cli.demo.search", "find clips, sounds and pictures by words, or by one of them"),
+}
 
 
 @one_line

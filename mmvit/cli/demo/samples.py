@@ -8,7 +8,7 @@ from typing import Any
 
 from mmvit.cli.demo.handlers import Sample
 from mmvit.cli.demo.uploads import Limits, read_bytes, read_picture
-from mmvit.cli.embed import pictures_of
+from mmvit.cli.items import items_of
 from mmvit.data.decode import PICTURES
 from mmvit.data.pixels import BadSample
 from mmvit.data.shards import ShardIndex
@@ -48,8 +48,8 @@ def _some(source: str, folder: Path, limits: Limits, count: int) -> list[Sample]
         index = ShardIndex.open(source)
         total, read = index.samples, lambda i: _of_shard(index, i)
     else:
-        pictures = pictures_of(source)
-        total, read = pictures.count, lambda i: (read_bytes(pictures.read(i)[1], limits), "")
+        pictures = items_of(source, ("image",))
+        total, read = pictures.count, lambda i: (read_bytes(pictures.read(i)[0].content, limits), "")
     made = []
     for i in range(0, total, max(1, total // count)):
         try:

@@ -12,7 +12,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmvit.errors import UserError, need
@@ -20,6 +20,7 @@ from mmvit.errors import UserError, need
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "media-src 'self' data: blob:; "
     "connect-src 'self' data: blob:; worker-src 'self' blob:; "
     "frame-ancestors 'none'"
 )
@@ -66,7 +67,15 @@ def open_port(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve(page: Any, listening: socket.socket, *, theme: Any, css: str, max_bytes: int) -> None:
+def serve(
+    page: Any,
+    listening: socket.socket,
+    *,
+    theme: Any,
+    css: str,
+    max_bytes: int,
+    routes: Mapping[str, Callable[[Any], Any]] | None = None,
+) -> None:
     """Nothing; serves the page until the process is told to end (SIGINT or SIGTERM).
 
     Args:
@@ -75,6 +84,7 @@ def serve(page: Any, listening: socket.socket, *, theme: Any, css: str, max_byte
         theme: the page's gradio theme.
         css: its style sheet.
         max_bytes: larger uploads are refused while they arrive.
+        routes: further paths, and what answers a request (of starlette) for each; before the page's own.
 
     Raises:
         KeyboardInterrupt: it was ended with Ctrl-C.
@@ -99,6 +109,8 @@ def serve(page: Any, listening: socket.socket, *, theme: Any, css: str, max_byte
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
 
+    for path, answer in (routes or {}).items():
+        outer.add_route(path, answer, methods=["GET", "HEAD"])
     app = gr.mount_gradio_app(
         outer, page, path="/", server_name=host, server_port=port, footer_links=[], run_history=False,
         allowed_paths=[], show_error=True, max_file_size=max_bytes, ssr_mode=False, enable_monitoring=False,

@@ -11,7 +11,7 @@ from mmvit.cli.report.charts import bars, legend, line_chart
 from mmvit.cli.report.gallery import Guess, Query
 from mmvit.cli.report.runs import RunFolder
 from mmvit.cli.report.style import CSS
-from mmvit.evaluators.table import COLUMNS, Block, percent
+from mmvit.evaluators.table import Block, percent
 
 # metric of metrics.jsonl -> title of its chart; evaluation metrics follow by their own names.
 CURVES = {
@@ -19,6 +19,7 @@ CURVES = {
     "train/in_batch_top1": "right text found in the batch, by picture",
     "train/logit_scale": "temperature (logit scale)",
 }
+FOUND = {"image": "picture", "video": "clip", "audio": "sound", "text": "caption"}
 
 
 def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]], top: str = "") -> str:
@@ -45,10 +46,15 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]], top: st
 
 
 def cards(blocks: Sequence[Block]) -> str:
-    """The best run of every split in zero-shot top-1 and text-to-image R@5, each with its chance."""
+    """The best run of each block in zero-shot top-1 and in R@5 of its first direction, with its chance."""
     made = []
-    for column, what in ((0, "named right at first guess"), (3, "right picture among the first five")):
+    for metric in ("acc1", "recall@5"):
         for block in blocks:
+            column = next((i for i, c in enumerate(block.columns) if c[3].endswith(metric)), None)
+            if column is None:
+                continue
+            found = FOUND.get(block.columns[column][3].split("_retrieval_")[0])
+            what = f"right {found} among the first five" if found else "named right at first guess"
             measured = [(values[column], name) for name, values in block.rows if values[column] is not None]
             if not measured:
                 continue
@@ -78,9 +84,9 @@ def comparison(blocks: Sequence[Block]) -> str:
 
 
 def _table(block: Block) -> str:
-    used = [i for i in range(len(COLUMNS)) if any(values[i] is not None for _, values in block.rows)]
-    groups = [(head, len(list(group))) for head, group in itertools.groupby(COLUMNS[i][0] for i in used)]
-    first = [i for n, i in enumerate(used) if n == 0 or COLUMNS[used[n - 1]][0] != COLUMNS[i][0]]
+    used, columns = block.used(), block.columns
+    groups = [(head, len(list(group))) for head, group in itertools.groupby(columns[i][0] for i in used)]
+    first = [i for n, i in enumerate(used) if n == 0 or columns[used[n - 1]][0] != columns[i][0]]
     best = block.best()
 
     def cell(i: int, value: float | None, mark: bool = False) -> str:
@@ -88,7 +94,7 @@ def _table(block: Block) -> str:
         return f'<td class="{css}">{percent(value)}</td>'
 
     top = "".join(f'<th class="group" colspan="{span}">{escape(head)}</th>' for head, span in groups)
-    heads = "".join(f'<th class="{"left" if i in first else ""}">{COLUMNS[i][1]}</th>' for i in used)
+    heads = "".join(f'<th class="{"left" if i in first else ""}">{columns[i][1]}</th>' for i in used)
     rows = []
     for name, values in block.rows:
         cells = [cell(i, values[i], values[i] is not None and values[i] == best[i]) for i in used]

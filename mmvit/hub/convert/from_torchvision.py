@@ -40,7 +40,7 @@ _VIT: list[Line] = [
 def from_torchvision(source: nn.Module, *, head: bool = True, **overrides: Any) -> nn.Module:
     """A classifier with the peer's logits, or a tower; `.report` tells what was done.
 
-    Features are the normed class token.
+    Features are the normed class token. What takes clips carries how it is fed as `.preprocess`.
 
     Args:
         source: a torchvision VisionTransformer without convolutional stem, or MViT.
@@ -65,7 +65,10 @@ def from_torchvision(source: nn.Module, *, head: bool = True, **overrides: Any) 
     classes = len(state["head.bias"]) if head and "head.bias" in state else 0
     config, table = with_head(config, table, {"head": "head"}, classes)
     translated, report = translate(state, table, source=name)
-    return assemble(override(config, overrides), translated, report, source=name)
+    model: Any = assemble(override(config, overrides), translated, report, source=name)
+    if isinstance(source, models.video.MViT):
+        model.preprocess = mvit.preprocess_of(model.config)
+    return model
 
 
 def _read(model: Any) -> tuple[ImageTowerConfig, list[Line], dict[str, Tensor]]:

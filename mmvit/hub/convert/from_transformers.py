@@ -15,14 +15,32 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmvit.errors import nearest, need
+from mmvit.hub.convert import feeding
 from mmvit.hub.convert.assemble import assemble
 from mmvit.hub.convert.families import family_of
 from mmvit.hub.convert.files.read import read_weights
 from mmvit.hub.convert.heads import with_head
 from mmvit.hub.convert.keymap import Line, strip_prefix, translate
-from mmvit.hub.convert.transformers import ast, beit, convnext, mae, owl, tables, videomae
+from mmvit.hub.convert.transformers import (
+    ast,
+    beit,
+    clap,
+    convnext,
+    mae,
+    owl,
+    tables,
+    videomae,
+    whisper,
+)
 from mmvit.hub.convert.transformers.config import clip_pair_of, core_of, image_of
-from mmvit.models.config import DetectorConfig, DualEncoderConfig, ImageTowerConfig, TextTowerConfig
+from mmvit.models.config import (
+    AudioTowerConfig,
+    DetectorConfig,
+    DualEncoderConfig,
+    ImageTowerConfig,
+    TextTowerConfig,
+    VideoTowerConfig,
+)
 from mmvit.models.overrides import override
 from mmvit.models.presets import AnyConfig
 
@@ -30,7 +48,7 @@ from mmvit.models.presets import AnyConfig
 def from_transformers(source: nn.Module | str | Path, *, head: bool = True, **overrides: Any) -> nn.Module:
     """A tower, classifier, pair or detector of a transformers model; `.report` tells what was done.
 
-    A detector carries how its pictures are resized as `.preprocess`, which `hub.save` writes.
+    A detector, and what takes clips or sounds, carries how it is fed as `.preprocess`; `hub.save` writes it.
 
     Args:
         source: a model, or a folder written by its `save_pretrained` (read without network; safetensors
@@ -79,6 +97,8 @@ def from_transformers(source: nn.Module | str | Path, *, head: bool = True, **ov
     model: Any = assemble(override(ours, overrides), translated, report, source=name)
     if isinstance(ours, DetectorConfig):
         model.preprocess = owl.preprocess_of(config, model.config.image.image_size, saved)
+    elif (fed := feeding.clip_preprocess(model.config, saved)) is not None:
+        model.preprocess = fed
     return model
 
 
@@ -89,13 +109,17 @@ def _saved(file: Path) -> dict[str, Any]:
 
 def _as_fed(config: Any, saved: Mapping[str, Any]) -> Any:
     """The config with the mean and deviation of the folder's own preprocessing, where it states them."""
+    if isinstance(config, AudioTowerConfig):
+        return feeding.as_fed(config, saved)
     mean, std = saved.get("image_mean"), saved.get("image_std")
     if not (mean and std):
         return config
     stated: dict[str, Any] = {"mean": tuple(mean), "std": tuple(std)}
     if isinstance(config, DualEncoderConfig | DetectorConfig):
-        return replace(config, image=replace(config.image, **stated))
-    return replace(config, **stated) if isinstance(config, ImageTowerConfig) else config
+        image: Any = replace(config.image, **stated)
+        return replace(config, image=image)
+    seen = isinstance(config, ImageTowerConfig | VideoTowerConfig)
+    return replace(config, **stated) if seen else config
 
 
 def _vit(c: Any, state: Mapping[str, Tensor]) -> AnyConfig:
@@ -214,6 +238,12 @@ _FAMILIES: dict[str, _Family] = {
         convnext.describe, convnext.TABLE, ("convnextv2.",), _HEAD, prepare=convnext.prepare
     ),
     "videomae": _Family(videomae.describe, videomae.TABLE, ("videomae.",), _HEAD),
+    "whisper": _Family(whisper.describe, whisper.TABLE, heads=_HEAD, prepare=whisper.prepare),
+    "clap": _Family(clap.describe, clap.PAIR, prepare=clap.prepare),
+    "clap_audio_model": _Family(
+        clap.describe_audio, clap.AUDIO, ("audio_model.",), prepare=clap.prepare_audio
+    ),
+    "clap_text_model": _Family(clap.describe_text, clap.TEXT, ("text_model.",), prepare=clap.prepare_text),
     "audio-spectrogram-transformer": _Family(
         ast.describe, ast.TABLE, ("audio_spectrogram_transformer.",), {"classifier.dense": "head"}
     ),

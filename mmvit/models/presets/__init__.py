@@ -10,7 +10,13 @@ from typing import Any
 from torch import nn
 
 from mmvit.errors import nearest
-from mmvit.models.build import build_core, build_image_tower, build_text_tower, build_tower
+from mmvit.models.build import (
+    build_core,
+    build_image_tower,
+    build_text_tower,
+    build_tower,
+    build_word_tower,
+)
 from mmvit.models.classifier import Classifier
 from mmvit.models.config import (
     AudioTowerConfig,
@@ -21,12 +27,16 @@ from mmvit.models.config import (
     ImageTowerConfig,
     TextTowerConfig,
     TowerConfig,
+    VattConfig,
     VideoTowerConfig,
+    WaveformTowerConfig,
+    WordTowerConfig,
 )
 from mmvit.models.lit import DualEncoder, build_dual_encoder
 from mmvit.models.overrides import override
 from mmvit.models.owl import OwlDetector
 from mmvit.models.presets.sizes import SIZES
+from mmvit.models.vatt import Vatt
 
 __all__ = [
     "SIZES",
@@ -44,10 +54,13 @@ AnyConfig = (
     ImageTowerConfig
     | VideoTowerConfig
     | AudioTowerConfig
+    | WaveformTowerConfig
     | ForeignImageTowerConfig
     | TextTowerConfig
+    | WordTowerConfig
     | DualEncoderConfig
     | DetectorConfig
+    | VattConfig
     | ClassifierConfig
 )
 
@@ -70,8 +83,11 @@ _FAMILIES = (
     "mae",
     "videomae",
     "ast",
+    "clap",
+    "whisper",
     "owl",
     "coca",
+    "vatt",
 )
 
 
@@ -145,10 +161,14 @@ def build_model(config: AnyConfig) -> nn.Module:
         return DualEncoder(config)
     if isinstance(config, DetectorConfig):
         return OwlDetector(config)
+    if isinstance(config, VattConfig):
+        return Vatt(config)
     if isinstance(config, ClassifierConfig):
         return Classifier(config)
     if isinstance(config, TextTowerConfig):
         return build_text_tower(config)
+    if isinstance(config, WordTowerConfig):
+        return build_word_tower(config)
     if isinstance(config, TowerConfig) and not isinstance(config, ImageTowerConfig):
         return build_tower(config)
     return build_image_tower(config)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, cat, nn
 
 from mmvit.hub.convert.assemble import assemble
+from mmvit.hub.convert.feeding import released_preprocess
 from mmvit.hub.convert.heads import with_head
 from mmvit.hub.convert.keymap import LEFT_OUT, Line, blocks, strip_prefix, translate
 from mmvit.hub.convert.timm.vit import VIT
@@ -138,6 +139,8 @@ def convert(
 ) -> nn.Module:
     """The tower, or with a classifier in the file and `head` the classifier; `.report` tells what was done.
 
+    `.preprocess` is how it is fed; `hub.save` writes it.
+
     Args:
         state: the file's tensors.
         family: a name in `READERS`.
@@ -159,4 +162,6 @@ def convert(
     found = state.get(f"{classifier}.weight") if head else None
     config, table = with_head(config, table, {classifier: "head"}, 0 if found is None else len(found))
     translated, report = translate(state, table, source=source)
-    return assemble(override(config, dict(overrides)), translated, report, source=source)
+    model: Any = assemble(override(config, dict(overrides)), translated, report, source=source)
+    model.preprocess = released_preprocess(model.config)
+    return model

@@ -7,10 +7,13 @@ from typing import Any
 
 from torch import Tensor, cat
 
+from mmvit.data.clip import ClipPreprocess
+from mmvit.data.video import VideoPreprocess
 from mmvit.hub.convert.activations import activation_name
+from mmvit.hub.convert.feeding import kinetics
 from mmvit.hub.convert.keymap import Line, blocks, token
 from mmvit.hub.convert.timm.mvit import check_strides, conv_stem
-from mmvit.models.config import VideoTowerConfig
+from mmvit.models.config import ClassifierConfig, VideoTowerConfig
 from mmvit.models.core_config import MvitConfig
 from mmvit.models.normalisation import KINETICS
 
@@ -51,6 +54,14 @@ def read(model: Any) -> tuple[VideoTowerConfig, list[Line], dict[str, Tensor]]:
         rows = [state.pop(name) for name in _POSITIONS]
         state["pos_embed"] = cat([rows[0][None], rows[1], rows[2]])[None]
     return config, TABLE, {n.replace("head.1.", "head."): v for n, v in state.items()}
+
+
+def preprocess_of(config: VideoTowerConfig | ClassifierConfig) -> ClipPreprocess:
+    """How torchvision's published weights were evaluated: 7.5 frames a second, the middle of 256 pixels."""
+    tower: Any = config.tower if isinstance(config, ClassifierConfig) else config
+    frames, height, width = tower.clip_size
+    fed = VideoPreprocess(size=(height, width), frames=frames, crop_fraction=224 / 256)
+    return ClipPreprocess(video=kinetics(fed))
 
 
 def _config(model: Any) -> VideoTowerConfig:

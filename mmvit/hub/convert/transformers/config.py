@@ -53,15 +53,16 @@ def clip_pair_of(c: Any) -> DualEncoderConfig:
     return DualEncoderConfig(image=image, text=text)
 
 
-def activation_of(c: Any) -> Any:
-    """Our name of the activation of a peer's config `c`.
+def activation_of(c: Any, field: str = "hidden_act") -> Any:
+    """Our name of the activation that a peer's config `c` has in `field`.
 
     Raises:
         ValueError: an activation that ours has not.
     """
-    if c.hidden_act not in _ACTIVATIONS:
-        raise ValueError(f"hidden_act is '{c.hidden_act}', expected one of {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[c.hidden_act]
+    name = getattr(c, field)
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"{field} is '{name}', expected one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
 
 
 def image_of(c: Any, core: CoreConfig, **more: Any) -> ImageTowerConfig:

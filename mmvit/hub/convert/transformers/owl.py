@@ -49,7 +49,7 @@ def describe_whole(c: Any, state: Mapping[str, Tensor]) -> DetectorConfig | None
     if not any(name.startswith("class_head.") for name in state):
         return None
     pair = clip_pair_of(c)
-    image = dataclasses.replace(pair.image, embed_dim=None, head_bias=True)
+    image: Any = dataclasses.replace(pair.image, embed_dim=None, head_bias=True)
     return DetectorConfig(
         image=image,
         text=pair.text,

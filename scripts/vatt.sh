@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Video, audio and text on the default corpus: builds its clips and sounds, trains one core for all three and three
+# cores, and the first again without sound, without pictures and with every token, measures them, prints the table.
+#
+#   bash scripts/vatt.sh            about an hour and a half on two cores; after an interruption, run it again
+#   bash scripts/vatt.sh shared     one core only: what the search page of the README needs
+#
+# A step whose result is there is skipped. Delete runs/vatt and data/vatt to start over.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+
+runs=runs/vatt
+words=data/vatt/words
+python=.venv/bin/python
+steps=${MMVIT_VATT_STEPS:-800} # optimizer steps of every run, 96 samples each
+wanted=("${@:-all}")
+mkdir -p "$runs" data/vatt
+trap 'trap - TERM; kill 0' INT TERM
+
+bash scripts/setup.sh
+$python scripts/build_corpus.py --out data/corpus --parts emoji stamps scratch sounds clips speech narrated
+
+train=$(printf '::data/corpus/train/%s' narrated clips speech sounds emoji stamps)
+train=${train#::}
+[ -d "$words" ] || $python scripts/train_tokenizer.py --kind words --data "$train" --out "$words"
+
+# Of 96 samples a step 56 are narrated clips, 8 with the object's own sound, 16 spoken and 4 other sounds, 12
+# pictures. A run without a modality leaves out what has nothing else, and sees as many of the others.
+vatt() { # vatt NAME BATCH "PART=WEIGHT …" OPTIONS…
+    local name=$1 batch=$2 parts=$3 shards weights
+    shift 3
+    [[ ${wanted[0]} = all || " ${wanted[*]} " = *" $name "* ]] || return 0
+    shards=$(for part in $parts; do printf '::data/corpus/train/%s' "${part%=*}"; done)
+    weights=$(for part in $parts; do echo "${part#*=}"; done)
+    $python recipes/vatt.py --preset corpus --data.train "${shards#::}" --data.weights $weights --data.val data/corpus/val/narrated \
+        --model.tokenizer "$words" --train.batch-size "$batch" --train.threads 1 --train.steps "$steps" --out "$runs/$name" \
+        "$@" 2>&1 | sed -u "s/^/  [$name] /"
+    case $name in
+        no_audio) measure "$name" video-text video ;;
+        no_video) measure "$name" audio-text audio ;;
+        *) measure "$name" video-text,audio-text,audio-video:sample,audio-image:sample video ;;
+    esac
+}
+everything="narrated=14 clips=2 speech=4 sounds=1 emoji=2 stamps=1"
+three_cores() { # the preset's one core, three times
+    echo --model.name vatt_tiny_mel --model.options "video.clip_size=(16,64,64)" "video.patch_size=(16,8,8)"
+    for tower in video audio text; do
+        echo $tower.core.width=192 $tower.core.depth=4 $tower.core.num_heads=3 $tower.core.mlp_dim=768
+    done
+}
+measure() { # measure NAME PAIRS MODALITY: on unseen styles, and on objects
+    # that no training clip shows and no training text names
+    local found=$runs/$1/eval data="data/corpus/test_style/narrated data/corpus/test_concept/narrated"
+    [ -e "$found/retrieval.json" ] || $python eval/retrieval.py --model "$runs/$1/model" --out "$found/retrieval.json" \
+        --data $data --pairs "$2" --still middle --dedup-captions \
+        --precision bf16 --cache "$runs/$1/embeddings" >/dev/null
+    [ -e "$found/zero_shot.json" ] || $python eval/zero_shot.py --model "$runs/$1/model" --out "$found/zero_shot.json" \
+        --data $data --modality "$3" --label motion --templates motion --interval label --precision bf16 \
+        --cache "$runs/$1/embeddings" >/dev/null
+}
+both() { # both JOB_A JOB_B: two functions side by side, a core each; fails when either does
+    local status=0
+    "$1" & local first=$!
+    "$2" & local second=$!
+    wait "$first" || status=$?
+    wait "$second" || status=$?
+    [ "$status" -eq 0 ] || exit "$status"
+}
+set -f # options in brackets are not file names
+a() { vatt shared 96 "$everything"; }
+b() { vatt specific 96 "$everything" $(three_cores); }
+both a b
+a() { vatt all_tokens 96 "$everything" --loss.keep-rate 1.0 --loss.audio-keep-rate 1.0; }
+b() {
+    vatt no_audio 76 "narrated=14 clips=2 emoji=2 stamps=1" --loss.va 0 --loss.at 0
+    vatt no_video 84 "narrated=14 clips=2 speech=4 sounds=1" --loss.va 0 --loss.vt 0
+}
+both a b
+
+$python eval/report.py --title "Video, audio and text" --out "$runs/report.html" \
+    --data data/corpus/test_style/narrated data/corpus/test_concept/narrated --runs \
+    $(for name in shared specific all_tokens no_audio no_video; do [ -d "$runs/$name/eval" ] && echo "$name=$runs/$name"; done)
