@@ -88,9 +88,16 @@ class ClipPreprocess:
         return cls(**parts)
 
     def fingerprint(self) -> str:
-        """64 hex digits that change with every field."""
-        text = json.dumps({"clip": self.to_dict()}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """64 hex digits of the fields that differ from their defaults: later ones change nothing."""
+        parts = {"video": self.video, "audio": self.audio}
+        said = {name: _changed(part) for name, part in parts.items() if part is not None}
+        return hashlib.sha256(json.dumps({"clip": said}, sort_keys=True).encode()).hexdigest()
+
+
+def _changed(part: VideoPreprocess | AudioPreprocess) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    values = {field: getattr(part, field.name) for field in fields(part)}
+    return {field.name: value for field, value in values.items() if value != field.default}
 
 
 @dataclass(frozen=True, slots=True)

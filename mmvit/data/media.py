@@ -175,10 +175,14 @@ class Container:
             raise UserError(f"cannot read the file {os.fspath(source)}: no such file")
         else:
             source = os.path.abspath(source)  # a relative name with a colon would be a protocol
-        with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
-            if problem := claims_too_much(file):
-                raise BadSample("media-unreadable", problem)
-            file.seek(0)
+        try:
+            with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
+                problem = claims_too_much(file)
+                file.seek(0)
+        except OSError as error:
+            raise UserError(f"cannot read the file {source}: {error.strerror}") from None
+        if problem:
+            raise BadSample("media-unreadable", problem)
         try:
             self._container = self._av.open(source, options={"format_whitelist": _FORMATS})
         except Exception as error:  # demuxers raise anything on hostile bytes
