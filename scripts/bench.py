@@ -25,7 +25,19 @@ from mmvit.errors import one_line
 from mmvit.options import parse
 
 Name = Literal[
-    "attention", "vit", "text", "pairs", "micro", "pictures", "loss", "search", "processes", "startup", "owl"
+    "attention",
+    "vit",
+    "text",
+    "pairs",
+    "micro",
+    "pictures",
+    "videos",
+    "loss",
+    "search",
+    "processes",
+    "startup",
+    "owl",
+    "vatt",
 ]
 # Name -> module and function; imported when it is its turn.
 BENCHES: dict[Name, tuple[str, str]] = {
@@ -44,9 +56,10 @@ class Config:
         only: which comparisons; all when empty. attention: our attention against torch's kernel. vit: our
             core against timm and transformers. text: a MiniLM-sized core against transformers. pairs:
             training steps against open_clip. micro: memory of the gradient cache. pictures: the data pipeline
-            against open_clip's. loss: memory and speed of the loss. search: retrieval. processes: two against
-            one. startup: imports and the first step. owl: detection against transformers, queries kept and
-            not, and its training step.
+            against open_clip's. videos: reading clips against loops over PyAV. loss: memory and speed of the
+            loss. search: retrieval. processes: two against one. startup: imports and the first step. owl:
+            detection against transformers, queries kept and not, and its training step. vatt: what DropToken
+            and a shared core save, and the video tower against transformers.
         device: cpu or cuda.
         threads: CPU threads.
         rounds: counted pairs of each comparison.
