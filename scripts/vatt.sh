@@ -2,7 +2,7 @@
 # Video, audio and text on the default corpus: builds its clips and sounds, trains one core for all three and three
 # cores, and the first again without sound, without pictures and with every token, measures them, prints the table.
 #
-#   bash scripts/vatt.sh            about an hour and a half on two cores; after an interruption, run it again
+#   bash scripts/vatt.sh            half an hour for every two runs on two cores; after an interruption, run it again
 #   bash scripts/vatt.sh shared     one core only: what the search page of the README needs
 #
 # A step whose result is there is skipped. Delete runs/vatt and data/vatt to start over.
