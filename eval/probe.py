@@ -1,8 +1,8 @@
 """Linear probe: what frozen features of pictures, clips or sounds know, by a linear classifier of them.
 
-    python eval/probe.py --model runs/vatt/model --data data/corpus/test_concept/clips --out probe.json
+    python eval/probe.py --model runs/vatt/shared/model --data data/corpus/test_concept/clips --out probe.json
         --train data/corpus/train/clips --modality video --label motion
-    python eval/probe.py --model runs/vatt/model --data data/corpus/train/clips --out folds.json
+    python eval/probe.py --model runs/vatt/shared/model --data data/corpus/train/clips --out folds.json
         --modality video --label motion --folds 5 --group-by label        no object on both sides
     python eval/probe.py … --data esc50 --modality audio --folds fold     the folds that the JSON states
 

@@ -3,7 +3,7 @@
     python eval/retrieval.py --model runs/lit/model --data data/corpus/test_style/emoji --out retrieval.json
     python eval/retrieval.py … --captions all --group-by sample    several captions a picture, as for COCO
     python eval/retrieval.py … --index IVF64,Flat                  also: how close an approximate index comes
-    python eval/retrieval.py --model runs/vatt/model --data data/corpus/test_concept/clips --out clips.json
+    python eval/retrieval.py --model runs/vatt/shared/model --data data/corpus/val/clips --out clips.json
         --pairs video-text,audio-video:label,audio-image:label
 
 A model of more than pictures and texts is measured on every pair that it and the data have, or on --pairs.

@@ -3,7 +3,7 @@
     python eval/zero_shot.py --model runs/lit/model --data data/corpus/test_style/emoji --out zero_shot.json
     python eval/zero_shot.py … --data 'A-{000000..000004}.tar' --classes classes.txt --templates clip80
     torchrun --nproc_per_node 2 eval/zero_shot.py …     the processes share the pictures
-    python eval/zero_shot.py --model runs/vatt/model --data data/corpus/test_concept/clips --out motions.json
+    python eval/zero_shot.py --model runs/vatt/shared/model --data data/corpus/val/clips --out motions.json
         --modality video --label motion --templates motion --interval label
 
 Right answers stand in the samples' JSON (--label); --classes auto takes every label that occurs. Each class

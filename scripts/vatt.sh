@@ -39,7 +39,7 @@ vatt() { # vatt NAME BATCH "PART=WEIGHT …" OPTIONS…
     case $name in
         no_audio) measure "$name" video-text video ;;
         no_video) measure "$name" audio-text audio ;;
-        *) measure "$name" video-text,audio-text,audio-video:sample,audio-image:sample video ;;
+        *) measure "$name" video-text,audio-text,audio-video:sample,audio-image:sample "video audio" ;;
     esac
 }
 everything="narrated=14 clips=2 speech=4 sounds=1 emoji=2 stamps=1"
@@ -49,15 +49,20 @@ three_cores() { # the preset's one core, three times
         echo $tower.core.width=192 $tower.core.depth=4 $tower.core.num_heads=3 $tower.core.mlp_dim=768
     done
 }
-measure() { # measure NAME PAIRS MODALITY: on unseen styles, and on objects
+measure() { # measure NAME PAIRS MODALITIES: on unseen styles, and on objects
     # that no training clip shows and no training text names
-    local found=$runs/$1/eval data="data/corpus/test_style/narrated data/corpus/test_concept/narrated"
+    local found=$runs/$1/eval modality data="data/corpus/test_style/narrated data/corpus/test_concept/narrated"
     [ -e "$found/retrieval.json" ] || $python eval/retrieval.py --model "$runs/$1/model" --out "$found/retrieval.json" \
         --data $data --pairs "$2" --still middle --dedup-captions \
         --precision bf16 --cache "$runs/$1/embeddings" >/dev/null
-    [ -e "$found/zero_shot.json" ] || $python eval/zero_shot.py --model "$runs/$1/model" --out "$found/zero_shot.json" \
-        --data $data --modality "$3" --label motion --templates motion --interval label --precision bf16 \
-        --cache "$runs/$1/embeddings" >/dev/null
+    for modality in $3; do
+        [ -e "$found/zero_shot_$modality.json" ] || $python eval/zero_shot.py --model "$runs/$1/model" --data $data \
+            --modality "$modality" --label motion --templates motion --interval label --precision bf16 \
+            --out "$found/zero_shot_$modality.json" --cache "$runs/$1/embeddings" >/dev/null
+        [ -e "$found/probe_$modality.json" ] || $python eval/probe.py --model "$runs/$1/model" --data $data \
+            --train data/corpus/train/narrated --modality "$modality" --label motion --precision bf16 \
+            --out "$found/probe_$modality.json" >/dev/null
+    done
 }
 both() { # both JOB_A JOB_B: two functions side by side, a core each; fails when either does
     local status=0
@@ -78,6 +83,6 @@ b() {
 }
 both a b
 
-$python eval/report.py --title "Video, audio and text" --out "$runs/report.html" \
+$python eval/report.py --title "Video, audio and text" --out "$runs/report.html" --precision bf16 \
     --data data/corpus/test_style/narrated data/corpus/test_concept/narrated --runs \
     $(for name in shared specific all_tokens no_audio no_video; do [ -d "$runs/$name/eval" ] && echo "$name=$runs/$name"; done)

@@ -2,7 +2,7 @@
 
     mmvit-embed --model runs/lit/model --data 'photos-{000000..000009}.tar' --out photos.emb
     mmvit-embed --model runs/lit/model --data ~/Pictures --out pictures.emb
-    mmvit-embed --model runs/vatt/model --data 'corpus/clips::corpus/sounds::~/Videos' --out media.emb
+    mmvit-embed --model runs/vatt/shared/model --data 'corpus/clips::corpus/sounds::~/Videos' --out media.emb
 
 DIR/embeddings/part-00000.npy holds (n,E) float16 rows of length one, DIR/keys/part-00000.json their n keys,
 DIR/places/part-00000.json what each is and where it came from, DIR/index.json lists the parts and says whose

@@ -3,7 +3,7 @@
 mmvit-search --model runs/lit/model --index photos.emb --build          builds the index once
 mmvit-search --model runs/lit/model --index photos.emb "a red fox" "a violin"
 mmvit-search --model runs/lit/model --index photos.emb --image fox.jpg -k 20
-mmvit-search --model runs/vatt/model --index media.emb --audio bark.wav --only video --json found.json
+mmvit-search --model runs/vatt/shared/model --index media.emb --audio bark.wav --only video --json found.json
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Letters: N samples, E embedding dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def recall_of_pairs(
         tokenizer: the model's own.
         urls: shard pattern(s).
         preprocess: the model's own.
-        batch_size: samples decoded together on this rank.
+        batch_size: samples decoded and embedded together on this rank.
         precision: fp32, bf16 or fp16.
         workers: processes that decode ahead.
         rank: of this process.
@@ -78,14 +79,15 @@ def recall_of_pairs(
             clip=preprocess,
         ) as loader,
     ):
-        part = embed_media(loader, {name: encoders[name] for name in names if name in encoders})
+        heard_or_seen = {name: encoders[name] for name in names if name in encoders}
+        part = embed_media(loader, heard_or_seen, at_once=batch_size)
     found = gather(part)
     if not len(found):
         raise UserError(f"{urls} holds no usable sample; skipped: {found.skipped or 'none'}")
     metrics = {}
     for pair in possible_pairs(SPACES, names, "sample"):
         by_text = "text" in (pair.a, pair.b)
-        asked = type(pair)(pair.a, pair.b, "text" if by_text else "sample")
+        asked = replace(pair, group_by="text" if by_text else "sample")
         result = pair_retrieval(found, asked, space_of(asked, SPACES), encode=encode, dedup=by_text).metrics
         for asks, answers in ((pair.a, pair.b), (pair.b, pair.a)):
             for name in ("recall@1", "recall@5", "chance@1"):

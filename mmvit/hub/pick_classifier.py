@@ -15,7 +15,6 @@ from mmvit.errors import UserError
 from mmvit.hub.folder import Loaded, load
 from mmvit.hub.pick import is_preset, option_values
 from mmvit.hub.preprocess import preprocess_of
-from mmvit.models.build import build_tower
 from mmvit.models.classifier import Classifier
 from mmvit.models.config import (
     AudioTowerConfig,
@@ -28,6 +27,7 @@ from mmvit.models.lit import DualEncoder
 from mmvit.models.presets import create_model
 from mmvit.models.stem import grid_of, tower_grid
 from mmvit.models.tower import GridTower
+from mmvit.models.towers import bare
 from mmvit.models.vatt import Vatt
 
 Modality = Literal["image", "video", "audio"]
@@ -92,20 +92,9 @@ def _classifier(
     config = getattr(found, "config", None)
     if not isinstance(found, GridTower) or not isinstance(config, _CONFIGS[modality]):
         raise ValueError(f"'{spec}' has no {modality} tower of ours that a classifier could stand on")
-    tower = headless(found)
+    tower = bare(found)
     described = ClassifierConfig(tower=tower.config, num_classes=len(classes), bias_init=bias)
     return Classifier(described, tower)
-
-
-def headless(tower: GridTower) -> GridTower:
-    """The tower up to its pooled features: `tower` itself where it has no head, else one with its weights."""
-    config = replace(tower.config, embed_dim=None, center=False)
-    if config == tower.config:
-        return tower
-    bare = build_tower(config)
-    state = tower.state_dict()
-    bare.load_state_dict({name: state[name] for name in bare.state_dict()})
-    return bare
 
 
 def _fed(model: Classifier, saved: Loaded | None, changes: dict[str, Any]) -> Preprocess:

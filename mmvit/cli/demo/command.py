@@ -1,7 +1,7 @@
 """mmvit-demo: pages in the browser that show what a saved model can do.
 
     mmvit-demo detect --model runs/quickstart/detector/model
-    mmvit-demo search --model runs/vatt/model --data 'data/corpus/val/clips::data/corpus/val/sounds'
+    mmvit-demo search --model runs/vatt/shared/model --data 'data/corpus/val/clips::data/corpus/val/sounds'
 
 Each page has a name, a file of its own and its own options: mmvit-demo NAME --help.
 """

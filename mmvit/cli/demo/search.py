@@ -1,7 +1,7 @@
 """mmvit-demo search: finds clips, sounds and pictures by words, by a sound, by a picture or by a clip.
 
-    mmvit-demo search --model runs/vatt/model --data 'data/corpus/val/clips::data/corpus/val/sounds'
-    mmvit-demo search --model runs/vatt/model --data ~/Videos --keep videos.emb
+    mmvit-demo search --model runs/vatt/shared/model --data 'data/corpus/val/clips::data/corpus/val/sounds'
+    mmvit-demo search --model runs/vatt/shared/model --data ~/Videos --keep videos.emb
 
 What --data holds is embedded first; with --keep once only. The page is served to this machine alone, and
 nothing leaves it; see docs/demo.md. On the command line, mmvit-search does the same.
