@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from corpus import clipart, clips, emoji, narrated, scenes, scratch, sounds, speech, stamps
+from corpus import clipart, clips, described, emoji, narrated, scenes, scratch, sounds, speech, stamps
 from corpus.check import check, summary, write_facts
 from corpus.concepts import Concept, load_concepts
 from corpus.fetch import PACKAGES, Fetched, Fetcher, Package
@@ -41,8 +41,9 @@ from mmvit.options import parse
 BUILDER = 1  # raise it when the same packages would give other shards: every part is then built again
 
 PartName = Literal[
-    "emoji", "stamps", "clipart", "scratch", "sounds", "spoken", "scenes", "clips", "speech", "narrated"
-]
+    "emoji", "stamps", "clipart", "scratch", "sounds", "spoken", "scenes", "clips", "speech", "narrated",
+    "described",
+]  # fmt: skip
 DEFAULT: tuple[PartName, ...] = ("emoji", "stamps", "clipart", "scratch", "sounds", "scenes", "clips")
 DEBS = {  # what each part reads beside the emoji packages, and which files of it
     "stamps": (("stamps", stamps.keep),),
@@ -57,15 +58,16 @@ DEBS = {  # what each part reads beside the emoji packages, and which files of i
     "scenes": (("scratch", scratch.keep),),
     "clips": (("stamps", stamps.keep), ("scratch", scratch.keep)),
     "speech": tuple((name, speech.keep) for name in speech.PACKAGES_NEEDED),
-    "narrated": (
-        ("scratch", scratch.keep),
-        *((name, speech.keep) for name in speech.PACKAGES_NEEDED),
+    **dict.fromkeys(
+        ("narrated", "described"),
+        (("scratch", scratch.keep), *((name, speech.keep) for name in speech.PACKAGES_NEEDED)),
     ),
 }
 COMPOSED = {
     "scenes": ("emoji", "stamps", "scratch"),
     "clips": ("stamps",),
     "narrated": ("emoji", "stamps", "scratch"),
+    "described": ("emoji", "stamps", "scratch"),
 }
 
 
@@ -78,9 +80,10 @@ class Config:
     downloads: Path | None = None
     """Cache folder for packages; default: `downloads` beside `out`."""
     parts: tuple[PartName, ...] = DEFAULT
-    """Which parts to build; `scenes`, `clips` and `narrated` use those before them. Not in the default:
-    `spoken` (stamps' captions, read by people in a dozen languages, 260 MB), `speech` (labels, synthesised,
-    180 MB) and `narrated` (moving objects; a synthesised voice says what they do)."""
+    """Which parts to build; `scenes`, `clips`, `narrated` and `described` use those before them. Not in the
+    default: `spoken` (stamps' captions, read by people in a dozen languages, 260 MB), `speech` (labels,
+    synthesised, 180 MB), `narrated` (moving objects; a synthesised voice says what they do) and `described`
+    (objects on coloured grounds; a voice says which)."""
     small: bool = False
     """A few hundred emoji of three styles, all four splits: for tests."""
     workers: int = os.cpu_count() or 1
@@ -168,7 +171,7 @@ class Build:
     def _lacking(self, part: str, there: dict[str, Path]) -> str | None:
         """Why the part cannot be built, or None: `sounds` needs any of its sources."""
         lacking = [PACKAGES[name].name for name, _ in DEBS.get(part, ()) if name not in there]
-        if part in ("speech", "narrated"):
+        if part in ("speech", "narrated", "described"):
             self.espeak = speech.program(there, self.downloads / "unpacked" / "espeak-ng")
             if self.espeak is None:
                 return "no espeak-ng, neither its Debian packages nor in the PATH"
@@ -202,7 +205,8 @@ class Build:
                 if part == "speech":
                     return speech.jobs(self.espeak, title, self.concepts, held), speech.make
                 place = source["scratch"], folders["scratch"]
-                return narrated.jobs(self.config.out, self.espeak, title, *place, held), narrated.make
+                source_of = {"narrated": narrated, "described": described}[part]
+                return source_of.jobs(self.config.out, self.espeak, title, *place, held), source_of.make
 
 
 def _end_with_parent(parent: int) -> None:

@@ -116,10 +116,7 @@ def _rounds(cuts: Sequence[CutOut], draw: random.Random) -> Iterator[CutOut]:
 
 def wordings(label: str, motion: str, draw: random.Random) -> list[str]:
     """Five ways to say it, the spoken one first; "LABEL MOTION", as in `clips`, is among them."""
-    last = words_of(label)[-1]
-    plural = singular_of(last) != last
-    noun = f"the {label}" if plural else f"{'an' if label[0].lower() in 'aeiou' else 'a'} {label}"
-    be = "are" if plural else "is"
+    noun, be = noun_of(label)
     ways = [
         pattern.format(label=label, noun=noun, be=be, said=said)
         for said in (motion, SAID[motion])
@@ -134,6 +131,14 @@ def wordings(label: str, motion: str, draw: random.Random) -> list[str]:
     five = [plain, *draw.sample(others, 4)]
     draw.shuffle(five)
     return five
+
+
+def noun_of(label: str) -> tuple[str, str]:
+    """A label with its article and the verb that follows: ("a fox", "is"), ("the scissors", "are")."""
+    last = words_of(label)[-1]
+    if singular_of(last) != last:
+        return f"the {label}", "are"
+    return f"{'an' if label[0].lower() in 'aeiou' else 'a'} {label}", "is"
 
 
 def narration(espeak: Program, text: str, voice: str, speed: int) -> np.ndarray | str:
