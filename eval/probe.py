@@ -31,7 +31,7 @@ from mmvit.evaluators.folds import crossing, given_folds, k_folds
 from mmvit.evaluators.media import FEATURES, having, name_of
 from mmvit.evaluators.probe_split import Probed, cross_validate, hold_out
 from mmvit.evaluators.results import result, write_results
-from mmvit.evaluators.samples import distinct_labels, drawn_rows, labels_of, row_groups
+from mmvit.evaluators.samples import distinct_labels, drawn_rows, group_names, labels_of, row_groups
 from mmvit.evaluators.table import comparison_table
 from mmvit.evaluators.zero_shot import label_numbers
 from mmvit.options import parse
@@ -193,7 +193,7 @@ def _folds(config: Config, test: Labelled, classes: list[str]) -> tuple[Probed, 
     groups = row_groups(test.samples, config.group_by).tolist()
     if config.folds.isdigit():
         # By name, so that the folds depend on no order of files.
-        fold = k_folds(_names(config, test), int(config.folds), config.seed)
+        fold = k_folds(group_names(test.samples, config.group_by), int(config.folds), config.seed)
     else:
         fold = given_folds([meta.get(config.folds) for meta in test.samples.meta])
     probed = cross_validate(
@@ -207,19 +207,6 @@ def _folds(config: Config, test: Labelled, classes: list[str]) -> tuple[Probed, 
         seed=config.seed,
     )
     return probed, {"folds": config.folds, "groups": len(set(groups)), "groups_split": crossing(groups, fold)}
-
-
-def _names(config: Config, test: Labelled) -> list[str]:
-    """What each sample's group is called."""
-    samples = test.samples
-    if config.group_by == "sample":
-        return samples.keys
-    if config.group_by == "text":
-        return [captions[0] for captions in samples.captions]
-    return [
-        str(meta.get(config.group_by, f"\0{key}"))
-        for meta, key in zip(samples.meta, samples.keys, strict=True)
-    ]
 
 
 @one_line

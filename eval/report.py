@@ -15,7 +15,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmvit.cli.pair import embed, open_pair, texts_of
+from mmvit.cli.pair import embed, is_pair, open_saved, pair_of, texts_of
 from mmvit.cli.report import facts, gallery, page
 from mmvit.cli.report.runs import RunFolder, read_run
 from mmvit.errors import UserError, one_line
@@ -23,6 +23,7 @@ from mmvit.evaluators.image_text import read_facts, zero_shot
 from mmvit.evaluators.results import dataset_and_split, read_results
 from mmvit.evaluators.table import blocks, comparison_table
 from mmvit.hub.fingerprint import fingerprint
+from mmvit.models.lit import DualEncoder
 from mmvit.models.towers import bare
 from mmvit.options import parse
 
@@ -63,7 +64,10 @@ def examples(config: Config, runs: list[RunFolder]) -> tuple[str, str]:
     for run in runs:
         if run.kind != "dual_encoder":
             continue
-        pair = open_pair(str(run.model), config.device)
+        opened = open_saved(str(run.model), config.device, DualEncoder, "a dual_encoder")
+        if not is_pair(opened):
+            continue  # it hears sounds or sees clips, and what is shown are pictures
+        pair = pair_of(opened, str(run.model))
         tower = fingerprint(bare(pair.model.image), pair.preprocess)
         cache = str(run.path / "embeddings")
         encode = texts_of(pair, config.precision, cache)

@@ -25,7 +25,7 @@ from mmvit.cli.media import Media, Reading, embed_shards, media_of
 from mmvit.cli.pair import Pair, embed, is_pair, open_saved, pair_of, texts_of
 from mmvit.errors import UserError, one_line
 from mmvit.evaluators.image_text import retrieval
-from mmvit.evaluators.media import modalities_in
+from mmvit.evaluators.media import modalities_in, who_has
 from mmvit.evaluators.pairs import (
     PairOf,
     PairRetrieved,
@@ -160,6 +160,9 @@ def evaluate_pairs(config: Config, media: Media, urls: str) -> list[dict]:
             workers=config.workers,
             cache=config.cache,
         )
+        if not config.pairs and any(who_has(samples, *pair.needs).any() for pair in pairs):
+            # A clip that might have held sound may turn out to be silent.
+            chosen = {pair: space for pair, space in chosen.items() if who_has(samples, *pair.needs).any()}
         texts = media.texts(config.cache) if "text" in seen else None
         found = {
             pair: pair_retrieval(

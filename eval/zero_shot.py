@@ -112,24 +112,7 @@ def evaluate(config: Config, pair: Pair, urls: str) -> dict:
         texts.save()
     except ValueError as error:
         raise UserError(str(error)) from None
-    return result(
-        model=config.model,
-        config=pair.config,
-        data=urls,
-        task="zero_shot_classification",
-        metrics=found.metrics,
-        n=int(found.metrics["n"]),
-        dataset=config.dataset,
-        split=config.split,
-        templates=list(found.templates),
-        classes=config.classes,
-        label=config.label,
-        limit=config.limit,
-        precision=config.precision,
-        skipped=pictures.skipped,
-        seconds=round(time.perf_counter() - started, 1),
-        **_interval(config, pictures, "image", found),
-    )
+    return _result(config, pair.config, urls, pictures, "image", found, started)
 
 
 def evaluate_media(config: Config, media: Media, urls: str) -> dict:
@@ -163,28 +146,45 @@ def evaluate_media(config: Config, media: Media, urls: str) -> dict:
         texts.save()
     except ValueError as error:
         raise UserError(str(error)) from None
+    # Pictures share a table with those of image-text pairs.
+    facts: dict[str, Any] = {} if modality == "image" else {"modality": modality}
+    facts |= {"views": config.views, "space": space}
+    if found.labels.ndim == 1:
+        scores = _scores(samples.embeddings[name_of(modality, space)], found)
+        facts["per_class"] = by_class(scores, found.labels, found.classes)
+    return _result(config, media.config, urls, samples, name_of(modality, space), found, started, **facts)
+
+
+def _result(
+    config: Config,
+    saved: dict[str, Any],
+    urls: str,
+    samples: Embedded,
+    embeddings: str,
+    found: Named,
+    started: float,
+    **facts: Any,
+) -> dict[str, Any]:
+    """The result object of samples that were named, with the interval where --interval asks for it."""
+    if config.interval:
+        facts["acc1_interval"] = _interval(config, samples, embeddings, found)
     return result(
         model=config.model,
-        config=media.config,
+        config=saved,
         data=urls,
         task="zero_shot_classification",
         metrics=found.metrics,
         n=int(found.metrics["n"]),
         dataset=config.dataset,
         split=config.split,
-        # Pictures share a table with those of image-text pairs.
-        **({} if modality == "image" else {"modality": modality}),
         templates=list(found.templates),
         classes=config.classes,
         label=config.label,
         limit=config.limit,
-        views=config.views,
-        space=space,
         precision=config.precision,
         skipped=samples.skipped,
         seconds=round(time.perf_counter() - started, 1),
-        **_by_class(samples.embeddings[name_of(modality, space)], found),
-        **_interval(config, samples, name_of(modality, space), found),
+        **facts,
     )
 
 
@@ -193,22 +193,12 @@ def _scores(embeddings: Tensor, found: Named) -> Tensor:
     return torch.cat([scores for _, scores in score_blocks(embeddings, found.bank)])
 
 
-def _by_class(embeddings: Tensor, found: Named) -> dict[str, Any]:
-    """{"per_class": …}; {} where samples have several labels."""
-    if found.labels.ndim > 1:
-        return {}
-    return {"per_class": by_class(_scores(embeddings, found), found.labels, found.classes)}
-
-
 def _interval(config: Config, samples: Embedded, embeddings: str, found: Named) -> dict[str, Any]:
-    """{"acc1_interval": …} when it was asked for."""
-    if not config.interval:
-        return {}
+    """Where top-1 lies when groups of samples are drawn again."""
     best, _, known = best_ranks(_scores(samples.embeddings[embeddings], found), found.labels)
     groups = row_groups(samples, config.interval)[known].tolist()
     low, high = interval((best[known] == 1).double(), groups)
-    drawn_again = {"level": 0.95, "low": low, "high": high, "by": config.interval, "groups": len(set(groups))}
-    return {"acc1_interval": drawn_again}
+    return {"level": 0.95, "low": low, "high": high, "by": config.interval, "groups": len(set(groups))}
 
 
 @one_line

@@ -302,7 +302,10 @@ def evaluate(config: Config, parts: Parts, run: Run, engine: Engine) -> dict[str
             rank=run.accelerator.process_index,
             world_size=run.accelerator.num_processes,
         )
-    metrics = classification_metrics(found.scores, found.labels, parts.classes.names)
+    try:
+        metrics = classification_metrics(found.scores, found.labels, parts.classes.names)
+    except ValueError as error:
+        raise UserError(f"--data.val {data.val}: {error}") from None
     wanted = ("acc1", "acc5", "chance_acc1", "mean_per_class_recall", "map", "chance_map", "auc", "d_prime")
     return {f"eval/{name}": metrics[name] for name in wanted if name in metrics}
 

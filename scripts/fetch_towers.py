@@ -45,7 +45,8 @@ class Config:
         dinov2_norm: whether its final norm is applied.
         dinov2_pool: cls, or mean of the patches: what a detector, which reads every patch, starts from.
         size: side in pixels of the pictures that the image towers are fed, a multiple of 14 for DINOv2.
-        seconds: length of the sounds that the audio tower is fed, at most 30.
+        seconds: length of the sounds that the audio tower is fed, at most 30; its folder's name tells when
+            other than 4.
     """
 
     out: Path = Path("data/towers")
@@ -219,7 +220,9 @@ TOWERS: dict[Name, Tower] = {
 
 
 def folder_name(name: Name, config: Config) -> str:
-    """The tower's folder; a DINOv2 tower that is cut or pooled otherwise says so in its name."""
+    """The tower's folder; what is cut, pooled or fed otherwise says so in its name."""
+    if name == "whisper_base" and config.seconds != Config.seconds:
+        return f"{name}_{config.seconds:g}s"
     if name != "dinov2_small_focus":
         return name
     cut = f"_{config.dinov2_depth}blocks" if config.dinov2_depth != 12 else ""

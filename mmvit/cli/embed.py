@@ -198,7 +198,6 @@ def check_space(model: Embedder, modalities: Sequence[str], space: str) -> None:
 
 def _start(out: Path, model: Embedder, items: Items, config: Config) -> dict[str, Any]:
     """A fresh index.json, or the one of an interrupted run over the same things with the same model."""
-    wanted = modalities_of(model, config.modality)
     fresh = {
         "format": "mmvit-embeddings",
         "schema_version": 1,
@@ -206,7 +205,8 @@ def _start(out: Path, model: Embedder, items: Items, config: Config) -> dict[str
         "fingerprint": model.fingerprint,
         "data": config.data,
         "pictures": items.count,
-        "modality": wanted[0] if len(wanted) == 1 else "auto",
+        # Keys tell modalities apart only where there are several.
+        "modality": next(iter(items.found)) if len(items.found) == 1 else "auto",
         "space": config.space,
         "views": config.views,
         "dim": model.width(config.space or None),

@@ -47,9 +47,11 @@ class Items(Protocol):
 
     Attributes:
         count: how many samples or files.
+        found: the modalities that occur.
     """
 
     count: int
+    found: set[str]
 
     def read(self, i: int) -> list[Item]:
         """The items of sample i, at least one; without content where it has none that can be read."""
@@ -164,6 +166,7 @@ class _Joined:
 
     def __init__(self, parts: Sequence[Items]) -> None:
         self.parts, self.count = parts, sum(part.count for part in parts)
+        self.found = {name for part in parts for name in part.found}
 
     def _at(self, i: int) -> tuple[Items, int, int]:
         first = 0

@@ -1,7 +1,8 @@
 """Embeddings kept between programs: what `eval/zero_shot.py` embedded, other programs reuse.
 
 One .npz of pictures per (model, shards, precision) and one of texts per (model, precision), used only when
-the model's fingerprint and the shards' names and sizes are the ones it was made from.
+the model's fingerprint and the shards' places, sizes and times are the ones it was made from: sounds of one
+length make shards of one size, so names and sizes alone would not tell two splits apart.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from mmvit.data.shards import ShardIndex
 def kept_file(folder: str | Path, urls: str, fingerprint: str, precision: str) -> Path:
     """Where the embeddings of these shards by this model lie; the name holds all that they depend on."""
     shards = [shard for pattern in urls.split("::") for shard in ShardIndex.open(pattern.strip()).shards]
-    facts = [[os.path.basename(shard.path), shard.samples, shard.bytes] for shard in shards]
+    facts = [
+        [os.path.realpath(shard.path), os.stat(shard.path).st_mtime_ns, shard.samples, shard.bytes]
+        for shard in shards
+    ]
     name = hashlib.sha256(json.dumps([facts, fingerprint, precision]).encode()).hexdigest()[:24]
     return Path(folder) / f"{name}.npz"
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmvit.api.embedder import Embedder
 from mmvit.api.ways import Way
 from mmvit.cli.kept import KeptTexts, keep_rows, kept_file, recall_rows
-from mmvit.cli.pair import Opened, left_out, open_saved, progress
+from mmvit.cli.pair import Opened, left_out, progress
 from mmvit.data.clip import ClipPreprocess
 from mmvit.data.image import ImagePreprocess
 from mmvit.data.loader import read_all
@@ -93,22 +93,8 @@ class Reading:
     captions: str | None = "first"
 
 
-def open_media(folder: str, device: str = "auto", precision: str = "fp32") -> Media:
-    """The model saved in `folder`, of any kind that embeds video, audio or pictures.
-
-    Args:
-        folder: what `save` or a recipe's `model/` wrote.
-        device: auto (a GPU where there is one), cpu, cuda, cuda:1, …
-        precision: fp32, bf16 or fp16.
-
-    Raises:
-        UserError: no such folder, a damaged one, one that sees and hears nothing, or no such device.
-    """
-    return media_of(open_saved(folder, device, nn.Module, "a model that embeds"), folder, precision)
-
-
 def media_of(opened: Opened, folder: str, precision: str = "fp32") -> Media:
-    """What `open_saved` found, ready to be measured.
+    """What `open_saved` found, ready to be measured, of any kind that embeds video, audio or pictures.
 
     Raises:
         UserError: a model that sees and hears nothing.
@@ -141,7 +127,7 @@ def embed_shards(
         media: the model.
         urls: shard pattern(s).
         reading: what is read.
-        batch_size: samples decoded together on each process.
+        batch_size: windows decoded together on each process.
         workers: processes that decode ahead, per process.
         cache: folder in which embeddings are kept for the next program, "" = nowhere.
 
@@ -163,7 +149,7 @@ def embed_shards(
         progress(f"embedding {urls}", share, quiet=media.rank > 0) as step,
         read_all(
             urls,
-            batch_size=batch_size,
+            batch_size=max(1, batch_size // max(1, reading.views * reading.crops)),
             rank=media.rank,
             world_size=media.world_size,
             workers=workers,
@@ -177,10 +163,8 @@ def embed_shards(
         ) as loader,
     ):
         encoders = {name: _encoder(media.ways[name], media, reading.features) for name in names}
-        part = embed_media(
-            loader, encoders, stacked=stacked, still=still, at_once=_AT_ONCE["video"], progress=step
-        )
-        part.skipped = dict(loader.skipped)
+        at_once = min(_AT_ONCE[name] for name in names)
+        part = embed_media(loader, encoders, stacked=stacked, still=still, at_once=at_once, progress=step)
     whole = gather(part)
     if not len(whole):
         raise UserError(f"{urls} holds no usable sample; skipped: {whole.skipped or 'none'}")
@@ -194,7 +178,9 @@ def _read(media: Media, urls: str, reading: Reading) -> tuple[list[str], bool]:
     """(modalities that are read, whether pictures are frames of the clips)."""
     data = modalities_in(urls)
     still = reading.still or "image" not in data
-    there = {*data, *(["image"] if still and "video" in data else [])}
+    there = set(data) - {"image"} if still else set(data)
+    if still and "video" in data and "video" in media.ways:
+        there.add("image")
     names = [name for name in reading.modalities if name in there and name in media.ways]
     if not names:
         wanted = " or ".join(filter(None, reading.modalities)) or "modality"

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 
-from mmvit.api.ways import modality_of
 from mmvit.cli.kept import KeptTexts, keep, kept_file, recall
 from mmvit.data.cache import read_cache
 from mmvit.data.image import ImagePreprocess
@@ -55,19 +54,6 @@ class Pair:
     world_size: int = 1
 
 
-def open_pair(folder: str, device: str = "auto") -> Pair:
-    """The image-text pair saved in `folder`.
-
-    Args:
-        folder: what `save` or a recipe's `model/` wrote.
-        device: auto (a GPU where there is one), cpu, cuda, cuda:1, …
-
-    Raises:
-        UserError: no such folder, a damaged one, no image-text pair in it, or no such device.
-    """
-    return pair_of(open_saved(folder, device, DualEncoder, "a dual_encoder (image and text tower)"), folder)
-
-
 def pair_of(opened: Opened, folder: str) -> Pair:
     """The image-text pair that `open_saved` found."""
     loaded, (rank, world_size) = opened
@@ -88,15 +74,15 @@ def pair_of(opened: Opened, folder: str) -> Pair:
 def is_pair(opened: Opened) -> bool:
     """Whether this is a pair of an image and a text tower, and no other kind of model."""
     model = opened[0].model
-    return isinstance(model, DualEncoder) and modality_of(model.config.image) == "image"
+    return isinstance(model, DualEncoder) and model.config.modality == "image"
 
 
 def open_saved(folder: str, device: str, kind: type, what: str) -> Opened:
     """(what a folder holds, its model on the device; rank and number of the processes, now in one group).
 
     Args:
-        folder: of a saved model.
-        device: as `open_pair` takes it.
+        folder: what `save` or a recipe's `model/` wrote.
+        device: auto (a GPU where there is one), cpu, cuda, cuda:1, …
         kind: class of model that is expected.
         what: that, in words.
 

@@ -37,13 +37,13 @@ class AudioPreprocess:
         sample_rate: in Hz, what sounds are resampled to.
         samples: S, length of the window.
         mel_bins: M.
-        frames: T that the spectrogram is padded or cut to; None = as many as the window has.
+        frames: "fbank": T that the spectrogram is padded or cut to; None = as many as the window has.
         mean, std: of the log-mel plane: "fbank" gives (x - mean) / (2 std); the defaults are AudioSet's.
         remove_mean: "fbank": subtract the waveform's mean first.
         frequency_min, frequency_max: "clap": the range of the mel bands in Hz.
         pad: what fills the window behind the end of a short sound: "silence" (zeros of the waveform),
-            "spectrogram" (zeros of the log-mel plane, as AST does) or "repeat" (the sound again, as often as
-            it fits whole, then silence).
+            "spectrogram" ("fbank": zeros of the log-mel plane, as AST does) or "repeat" (the sound again, as
+            often as it fits whole, then silence).
     """
 
     features: str = "waveform"
@@ -64,8 +64,11 @@ class AudioPreprocess:
             raise UserError(f"features={self.features!r}: {nearest(self.features, known)}")
         if self.pad not in _PADS:
             raise UserError(f"pad={self.pad!r}: {nearest(self.pad, _PADS)}")
-        if self.pad == "spectrogram" and self.features == "waveform":
-            raise UserError("pad='spectrogram' needs features that are one: use pad='silence' for waveforms")
+        if self.features != "fbank" and (self.pad == "spectrogram" or self.frames is not None):
+            raise UserError(
+                f"pad='spectrogram' and frames need features='fbank', this is {self.features!r}: "
+                "use pad='silence' and samples"
+            )
         if self.samples < 1 or self.sample_rate < 1000 or self.mel_bins < 1 or self.std <= 0:
             raise UserError(
                 f"samples={self.samples}, mel_bins={self.mel_bins} and std={self.std} must be above 0, "
@@ -86,7 +89,7 @@ class AudioPreprocess:
 
     @property
     def blank(self) -> float:
-        """What masked cells are filled with: a zero of the log-mel plane as it leaves here."""
+        """What masked cells are filled with, see `spectrogram.Features`."""
         return 0.0 if self.features == "waveform" else FEATURES[self.features].blank(self)
 
     def __call__(

@@ -221,9 +221,13 @@ class Decoder:
             if bad.reason != "text-empty" or "candidates" not in self.optional:
                 raise
             return None
-        if timed is not None or sample.text is None:
+        if timed is not None:
             return timed
-        return list(dict.fromkeys([sample.text, *captions]))[: self.candidates]
+        if sample.text is None and "candidates" not in self.optional:
+            raise BadSample("text-missing", "the JSON's captions are no list of {'t', 'text'}")
+        return (
+            None if sample.text is None else list(dict.fromkeys([sample.text, *captions]))[: self.candidates]
+        )
 
     def _require_media(self, sample: Sample, raw: Mapping[str, bytes]) -> None:
         """Nothing; raises BadSample where everything but words is missing."""

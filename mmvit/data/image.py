@@ -85,8 +85,13 @@ class ImagePreprocess:
             draft_jpeg(picture, self.size, self.crop_fraction)
         return to_tensor(self.apply(load_rgb(picture, self.background)))
 
-    def apply(self, image: Image.Image) -> Image.Image:
-        """The RGB picture resized to `size` (Pillow picture in and out)."""
+    def apply(self, image: Image.Image, place: float = 0.5) -> Image.Image:
+        """The RGB picture resized to `size` (Pillow picture in and out).
+
+        Args:
+            image: RGB.
+            place: which part resize="shortest_crop" keeps of the long side, 0..1.
+        """
         height, width = self.size
         w, h = image.size
         method = FILTERS[self.interpolation]
@@ -98,7 +103,7 @@ class ImagePreprocess:
             canvas.paste(image.resize(inner, method), ((width - inner[0]) // 2, (height - inner[1]) // 2))
             return canvas
         goal_w, goal_h = self.resized(w, h)
-        left, top = round((goal_w - width) / 2), round((goal_h - height) / 2)
+        left, top = round((goal_w - width) * place), round((goal_h - height) * place)
         if goal_w * goal_h > 4 * width * height:  # a sliver of a picture: never compute what the crop drops
             fx, fy = w / goal_w, h / goal_h
             box = (left * fx, top * fy, min((left + width) * fx, w), min((top + height) * fy, h))

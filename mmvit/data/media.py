@@ -216,28 +216,25 @@ class Container:
         main = self._video or self._audio
         if main is None:
             raise BadSample("media-unreadable", "no stream of video or sound")
-        base = float(main.time_base or 0)
+        base, name = float(main.time_base or 0), self._container.format.name
         self._zero = (main.start_time or 0) * base
+        lasts = main.duration * base if main.duration and name != "mpeg" else None  # there it is a guess
         begin = (self._container.start_time or 0) / self._av.time_base
         whole = (self._container.duration or 0) / self._av.time_base
         self._claimed = begin + whole - self._zero
-        name = self._container.format.name
         exact = "mp4" in name or name == "mp3"
         if self._claimed <= 0 or (begin > 0.1 and not exact):  # some count it from the clock's zero
-            self._claimed = self._reach(main)
-        own = (
-            main.duration * base if main.duration and name != "mpeg" else self._claimed
-        )  # there it is a guess
-        self.seconds = max(0.0, own)
+            self._claimed = self._reach()
+        self.seconds = max(0.0, self._claimed if lasts is None else lasts)
 
-    def _reach(self, stream: Any) -> float:
+    def _reach(self) -> float:
         """Where the last packet ends, of a file that does not say how long it is; nothing is decoded."""
-        self._seek(stream, self._claimed)
-        for _ in self._packets(stream):
+        self._seek(self._video or self._audio, self._claimed)
+        for _ in self._packets():
             pass
         if not self._covered:  # no way to its end but through the whole file
             self._reopen()
-            for _ in self._packets(stream):
+            for _ in self._packets():
                 pass
         return self._covered
 
@@ -255,8 +252,10 @@ class Container:
 
     def _decode(self, stream: Any) -> Iterator[Any]:
         """The frames of a stream from here on; damaged packets are passed over."""
-        video, last = stream is self._video, None
-        for packet in self._packets(stream):
+        video, last, index = stream is self._video, None, stream.index
+        for packet in self._packets():
+            if packet.stream.index != index:
+                continue
             try:
                 frames = packet.decode()
             except self._av.FFmpegError:
@@ -271,17 +270,20 @@ class Container:
                     last = frame.pts
                 yield frame
 
-    def _packets(self, stream: Any) -> Iterator[Any]:
-        """The packets of a stream from here on, and notes how far the file reaches."""
+    def _packets(self) -> Iterator[Any]:
+        """The packets of all streams from here on, and notes how far the file reaches."""
         self._fresh = False
+        ticks = dict[int, float]()  # seconds of a tick of each stream: asking every packet is slow
         try:
             for packet in self._container.demux():
-                if packet.pts is not None and packet.time_base:
-                    end = (packet.pts + (packet.duration or 0)) * float(packet.time_base) - self._zero
+                index, time = packet.stream.index, packet.pts
+                if index not in ticks:
+                    ticks[index] = float(packet.time_base or 0)
+                if time is not None and ticks[index]:
+                    end = (time + (packet.duration or 0)) * ticks[index] - self._zero
                     self._covered = max(self._covered, end)
-                    self._reached[packet.stream.index] = max(self._reached.get(packet.stream.index, 0.0), end)
-                if packet.stream is stream or packet.stream.index == stream.index:
-                    yield packet
+                    self._reached[index] = max(self._reached.get(index, 0.0), end)
+                yield packet
         except (self._av.FFmpegError, IndexError):
             return  # the file breaks off here; or, at its end, it had more streams than its header named
 

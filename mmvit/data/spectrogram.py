@@ -30,11 +30,11 @@ class Features:
     """One recipe.
 
     Attributes:
-        compute: (waveform (n,) float32, preprocessing) -> (T,M) float32, normalised; n is at most its
-            `samples` where padding happens in the spectrogram, else exactly that.
+        compute: (waveform (n,) float32, preprocessing) -> (T,M) float32, normalised; n is its `samples`, and
+            may be fewer for "fbank", which can pad in the spectrogram.
         shape: preprocessing -> (T,M) of the result.
-        blank: preprocessing -> what a zero of the log-mel plane has become after normalisation: the value of
-            masked bands.
+        blank: preprocessing -> the value of masked bands: "fbank" has a mean to which a zero of its log-mel
+            plane goes, the others take 0 as it is.
     """
 
     compute: Callable[[Tensor, AudioPreprocess], Tensor]
@@ -51,7 +51,7 @@ def fbank(waveform: Tensor, config: AudioPreprocess) -> Tensor:
     frames, bands = config.shape
     if config.remove_mean and len(waveform):
         waveform = waveform - waveform.mean()
-    if len(waveform) >= round(0.025 * config.sample_rate):
+    if fbank_frames(len(waveform), config.sample_rate):
         x = kaldi.fbank(
             waveform[None],
             htk_compat=True,
@@ -107,9 +107,8 @@ def _htk_bank(sample_rate: int, window: int, bands: int) -> Tensor:
 
 
 def whisper(waveform: Tensor, config: AudioPreprocess) -> Tensor:
-    """(T,M) float32 of Whisper's recipe, see `whisper_mel`; silence behind a short sound in any case."""
-    padded = F.pad(waveform, (0, config.samples - len(waveform)))
-    return whisper_mel(padded, config.mel_bins, config.sample_rate)
+    """(T,M) float32 of Whisper's recipe, see `whisper_mel`."""
+    return whisper_mel(waveform, config.mel_bins, config.sample_rate)
 
 
 FEATURES: dict[str, Features] = {

@@ -211,8 +211,8 @@ def _check_member(name: str, data: bytes, report: Report, max_pixels: int) -> No
     """Decodes one member (of a video the first and the last frame); raises BadSample where that fails."""
     if name in VIDEOS:
         with Container(data, max_pixels) as video:
-            for _ in video.pictures([0.0, max(0.0, video.seconds)]):
-                pass
+            for end in (0.0, video.seconds):
+                next(video.pictures([end]))
             if video.has_sound:
                 cut(video, 0.0, video.rate, video.rate)
             report.lasts("videos", video.seconds)

@@ -192,8 +192,9 @@ class VideoPreprocess:
             start = spread(frames.seconds, self.seconds, 1)[0]
         times = start + np.arange(self.frames) / self.fps
         if self.short == "loop" and frames.seconds > 0:
-            times = times % frames.seconds
+            times = np.maximum((times + TOLERANCE) % frames.seconds - TOLERANCE, 0.0)
         times, which = np.unique(times, return_inverse=True)
+        image = self.image
         taken = list[np.ndarray]()  # (crops,H,W,3) of each time
         seen: Image.Image | None = None
         for picture in frames.pictures(times.tolist()):
@@ -201,7 +202,7 @@ class VideoPreprocess:
                 taken.append(taken[-1])
                 continue
             seen = picture
-            cuts = [view.cut(picture, self.image)] if view else self._place(picture, places)
+            cuts = [view.cut(picture, image)] if view else _place(picture, image, places)
             taken.append(np.stack([np.asarray(cut) for cut in cuts]))
         clips = torch.from_numpy(np.stack([taken[i] for i in which])).permute(1, 4, 0, 2, 3).contiguous()
         return clips if view is None else view.recolor(clips[0])[None]
@@ -234,21 +235,22 @@ class VideoPreprocess:
             )
         return PictureSequence([raw[name] for _, name in sorted(found)], meta.get("fps", 0), self.image)
 
-    def _place(self, picture: Image.Image, places: Sequence[float]) -> list[Image.Image]:
-        """The picture at the result's size, once for every place of the crop."""
-        if tuple(places) == (0.5,):
-            return [self.image.apply(picture)]
-        if self.resize != "shortest_crop":
-            raise UserError(f"crops at {list(places)} need resize='shortest_crop', this is '{self.resize}'")
-        goal = self.image.resized(*picture.size)
-        height, width = self.size
-        picture = picture.resize(goal, FILTERS[self.interpolation])
-        corners = [(round((goal[0] - width) * p), round((goal[1] - height) * p)) for p in places]
-        return [picture.crop((left, top, left + width, top + height)) for left, top in corners]
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written to preprocess.json."""
         return asdict(self)
+
+
+def _place(picture: Image.Image, image: ImagePreprocess, places: Sequence[float]) -> list[Image.Image]:
+    """The picture at the result's size, once for every place of the crop."""
+    if tuple(places) != (0.5,) and image.resize != "shortest_crop":
+        raise UserError(f"crops at {list(places)} need resize='shortest_crop', this is '{image.resize}'")
+    height, width = image.size
+    goal = image.resized(*picture.size)
+    if len(places) == 1 or goal[0] * goal[1] > 4 * width * height:  # slivers: only what is kept is computed
+        return [image.apply(picture, place) for place in places]
+    picture = picture.resize(goal, FILTERS[image.interpolation])
+    corners = [(round((goal[0] - width) * p), round((goal[1] - height) * p)) for p in places]
+    return [picture.crop((left, top, left + width, top + height)) for left, top in corners]
 
 
 def is_frame(extension: str) -> bool:

@@ -20,6 +20,7 @@ from mmvit.errors import UserError
 _GREY = torch.tensor([0.299, 0.587, 0.114])
 # The YIQ colour space: hue is a turn of its I-Q plane (the values of the NTSC standard).
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_RGB = torch.linalg.inv(_YIQ)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class ClipView:
         angle = 2 * math.pi * hue
         turn = torch.eye(3)
         turn[1:, 1:] = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        matrix = torch.linalg.inv(_YIQ) @ turn @ _YIQ
+        matrix = _RGB @ turn @ _YIQ
         x = clip.flatten(1).float()
         shift = keep @ torch.full((3, 1), 255 * brightness)
         mean = keep @ x.mean(dim=1, keepdim=True) + shift

@@ -84,8 +84,8 @@ def rank_metrics(best: Tensor, right: Tensor, labels: Tensor | None) -> dict[str
     if labels is not None:
         # Balanced accuracy: the mean over the classes that occur.
         seen = torch.bincount(labels, minlength=classes)
-        hits = torch.bincount(labels[best == 1], minlength=classes)
-        metrics["mean_per_class_recall"] = (hits[seen > 0] / seen[seen > 0]).double().mean().item()
+        hits = torch.bincount(labels[best == 1], minlength=classes).double()
+        metrics["mean_per_class_recall"] = (hits[seen > 0] / seen[seen > 0]).mean().item()
     return metrics | {"n": len(best), "classes": classes}
 
 

@@ -21,6 +21,7 @@ from mmvit.evaluators.classification import Aggregate, average_views, class_metr
 from mmvit.evaluators.embed import Embedded, autocast, evaluating, gather
 from mmvit.evaluators.media import FEATURES, embed_media, having, name_of
 from mmvit.evaluators.multilabel import multilabel_metrics
+from mmvit.evaluators.samples import drawn_rows
 from mmvit.evaluators.zero_shot import label_numbers
 from mmvit.models.classifier import Classifier
 from mmvit.types import Batch
@@ -85,7 +86,7 @@ def classify_split(
     several |= {"crops": crops} if modality == "video" else {}
     count = math.prod(several.values())
     fed: dict[str, Any] = {"preprocess" if isinstance(preprocess, ImagePreprocess) else "clip": preprocess}
-    batches = read_all(
+    with read_all(
         urls,
         batch_size=max(1, at_once // max(1, count)),
         rank=rank,
@@ -94,18 +95,18 @@ def classify_split(
         fields=(modality, "meta"),
         **fed,
         **several,
-    )
-    return classify_samples(
-        model,
-        batches,
-        modality,
-        classes,
-        views=count,
-        agg=agg,
-        precision=precision,
-        at_once=at_once,
-        progress=progress,
-    )
+    ) as batches:
+        return classify_samples(
+            model,
+            batches,
+            modality,
+            classes,
+            views=count,
+            agg=agg,
+            precision=precision,
+            at_once=at_once,
+            progress=progress,
+        )
 
 
 def classify_samples(
@@ -148,12 +149,11 @@ def classify_samples(
 
     part = embed_media(batches, {modality: encode}, stacked=views > 1, at_once=at_once, progress=progress)
     found = gather(part)
-    there = having(found, modality)
-    logits = found.embeddings[name_of(modality, FEATURES)][there]
+    found = drawn_rows(found, having(found, modality).nonzero()[:, 0].tolist())
+    logits = found.embeddings[name_of(modality, FEATURES)]
     if agg == "probs" and classes.multi:
         logits, agg = logits.sigmoid(), "logits"
-    rows = there.nonzero()[:, 0].tolist()
-    return Classified(average_views(logits, agg), _labels([found.meta[i] for i in rows], classes), found)
+    return Classified(average_views(logits, agg), _labels(found.meta, classes), found)
 
 
 def classification_metrics(scores: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -174,8 +174,8 @@ def classification_metrics(scores: Tensor, labels: Tensor, names: Sequence[str])
 
 
 def _labels(metas: Sequence[dict[str, Any]], classes: ClassList) -> Tensor:
-    stated = [labels_in(meta, classes.field) for meta in metas]
     if classes.multi:
         return classes.targets(metas)[0] > 0
+    stated = [labels_in(meta, classes.field) for meta in metas]
     single = [labels[0] if labels and len(labels) == 1 else None for labels in stated]
     return label_numbers(single, classes.names)

@@ -95,6 +95,9 @@ def gather(part: Embedded) -> Embedded:
 
 def merge(parts: Sequence[Embedded]) -> Embedded:
     """Several parts as one, sorted by sample number; a sample that came twice is kept once."""
+    skipped: Counter[str] = Counter()
+    for part in parts:
+        skipped.update(part.skipped)
     parts = [part for part in parts if len(part)] or [parts[0]]
     index = torch.cat([part.index for part in parts])
     order = index.argsort(stable=True)
@@ -104,9 +107,6 @@ def merge(parts: Sequence[Embedded]) -> Embedded:
     keys = [key for part in parts for key in part.keys]
     captions = [texts for part in parts for texts in part.captions]
     meta = [facts for part in parts for facts in part.meta]
-    skipped: Counter[str] = Counter()
-    for part in parts:
-        skipped.update(part.skipped)
     return Embedded(
         index[order],
         [keys[i] for i in order],

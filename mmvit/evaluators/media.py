@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmvit.data.decode import PICTURES
+from mmvit.data.loader import Loader
 from mmvit.data.media import VIDEOS
 from mmvit.data.shards import ShardIndex
 from mmvit.data.video import is_frame
@@ -80,7 +81,8 @@ def embed_media(
         values, there = torch.cat(parts), result.present[name.split(".")[0]]
         result.embeddings[name] = values.new_zeros(len(there), *values.shape[1:])
         result.embeddings[name][there] = values
-    result.skipped = dict(skipped)
+    # A loader knows of bad samples that stand in no batch too.
+    result.skipped = dict(batches.skipped if isinstance(batches, Loader) else skipped)
     return result
 
 
@@ -106,19 +108,25 @@ def modalities_in(urls: str) -> tuple[str, ...]:
 
 
 def having(found: Embedded, *modalities: str) -> Tensor:
-    """(N,) bool, True = the sample has all of these modalities; "text" = a caption.
+    """As `who_has`.
 
     Raises:
         UserError: no sample has.
     """
+    there = who_has(found, *modalities)
+    if not there.any():
+        raise UserError(f"none of the {len(found)} samples has {' and '.join(modalities)}")
+    return there
+
+
+def who_has(found: Embedded, *modalities: str) -> Tensor:
+    """(N,) bool, True = the sample has all of these modalities; "text" = a caption."""
     there = torch.ones(len(found), dtype=torch.bool)
     for name in modalities:
         if name == "text":
             there &= torch.tensor([bool(captions) for captions in found.captions], dtype=torch.bool)
         elif name in found.present:
             there &= found.present[name]
-    if not there.any():
-        raise UserError(f"none of the {len(found)} samples has {' and '.join(modalities)}")
     return there
 
 

@@ -45,6 +45,11 @@ class PairOf:
         """Both sides: audio-video."""
         return f"{self.a}-{self.b}"
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a sample must have to be compared."""
+        return tuple(dict.fromkeys([self.a, self.b, *(["text"] if self.group_by == "text" else [])]))
+
 
 @dataclass
 class PairRetrieved:
@@ -148,7 +153,7 @@ def pair_retrieval(
         UserError: no sample has both, several captions a sample under group_by="text", or no such field.
         ValueError: a factory string that FAISS cannot make.
     """
-    rows = having(samples, pair.a, pair.b, *(["text"] if pair.group_by == "text" else []))
+    rows = having(samples, *pair.needs)
     part = drawn_rows(samples, rows.nonzero()[:, 0].tolist())
     groups = row_groups(part, pair.group_by)
     if pair.group_by == "text" and any(len(captions) > 1 for captions in part.captions):

@@ -136,7 +136,8 @@ def fit_low_rank(
 ) -> Linear:
     """VATT's head: two linear maps with dropout between them, trained by Adam, given back as their product.
 
-    Differs: features are standardised, and there are 2,000 steps in place of 50,000, for small data.
+    Differs: features are standardised, there are 2,000 steps in place of 50,000, for small data, and `l2` is
+    0, not 0.1.
 
     Args:
         features: (N,D).

@@ -82,7 +82,7 @@ def chance_at(k: int, positives: Tensor, candidates: int) -> Tensor:
     """
     miss = torch.ones_like(positives, dtype=torch.float64)
     for i in range(min(k, candidates)):
-        miss *= ((candidates - positives - i).clamp(min=0) / (candidates - i)).double()
+        miss *= (candidates - positives - i).clamp(min=0).double() / (candidates - i)
     return 1 - miss
 
 

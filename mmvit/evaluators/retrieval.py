@@ -177,8 +177,8 @@ def rank_chance(group_q: Tensor, group_c: Tensor) -> dict[str, float]:
     kind, queries = positives.unique(return_counts=True)
     missed, share = torch.ones(len(kind), dtype=torch.float64), queries.double() / queries.sum()
     for rank in range(1, pool + 1):
-        missed *= ((pool - kind - rank + 1).clamp(min=0) / (pool - rank + 1)).double()
-        if float((missed * share).sum()) <= 0.5:
+        missed *= (pool - kind - rank + 1).clamp(min=0).double() / (pool - rank + 1)
+        if float((missed * share).sum()) <= 0.5 + 1e-9:  # a half, but for rounding
             break
     mean = ((pool + 1) / (positives.double() + 1)).mean().item()
     return {"chance_mean_rank": mean, "chance_median_rank": float(rank)}

@@ -27,20 +27,39 @@ def row_groups(samples: Embedded, group_by: str) -> Tensor:
         group_by: "text" (equal captions, whatever the case), "sample" (each alone), or a field of the JSON.
 
     Raises:
-        UserError: no sample's JSON has the field.
+        UserError: as `group_names`.
     """
     if group_by == "sample":
         return torch.arange(len(samples))
-    if group_by == "text":
-        return torch.tensor([group_of(captions[0]) for captions in samples.captions], dtype=torch.int64)
-    values = [meta.get(group_by) for meta in samples.meta]
-    if all(value is None for value in values):
-        raise UserError(
-            f"no sample's JSON has the field {group_by!r}: use --group-by text, sample or a field"
-        )
-    # A sample without the field is alone in its group.
-    (groups,) = group_numbers([str(v) if v is not None else ("", i) for i, v in enumerate(values)])
+    (groups,) = group_numbers(group_names(samples, group_by))
     return groups
+
+
+def group_names(samples: Embedded, group_by: str) -> list[str]:
+    """N names, equal = they show the same; what has no caption, or not the field, is alone.
+
+    Args:
+        samples: as `row_groups` takes them.
+        group_by: likewise; "sample" gives the keys.
+
+    Raises:
+        UserError: no sample has a caption, or none the field.
+    """
+    if group_by == "sample":
+        return samples.keys
+    if group_by == "text":
+        lacks = "no sample has a caption: group by sample, or by a field of the JSON"
+        values: list[Any] = [group_of(captions[0]) if captions else None for captions in samples.captions]
+    else:
+        lacks = f"no sample's JSON has the field {group_by!r}: use --group-by text, sample or a field"
+        values = [meta.get(group_by) for meta in samples.meta]
+    if all(value is None for value in values):
+        raise UserError(lacks)
+    numbers = samples.index.tolist()
+    return [
+        f"\0{key} {number}" if value is None else str(value)
+        for value, key, number in zip(values, samples.keys, numbers, strict=True)
+    ]
 
 
 def labels_of(samples: Embedded, field: str) -> list[str | list[str] | None]:

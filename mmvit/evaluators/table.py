@@ -1,8 +1,8 @@
 """Results of several runs side by side: one block per split, one row per run, chance as the last row.
 
 Pictures, captions and boxes of a split share a block; every other pair of modalities, and every field by
-which clips and sounds are named, has its own. The terminal's table and the HTML report are made from the same
-`blocks`.
+which clips and sounds are named, has its own, as has every field but "label" by which pictures are. The
+terminal's table and the HTML report are made from the same `blocks`.
 """
 
 from __future__ import annotations
@@ -217,7 +217,10 @@ def _part(found: Mapping[str, Any]) -> str:
     """What has a block of its own: "audio-video", "video by motion"; "" for pictures, texts and boxes."""
     if found.get("pair") not in (None, "image-text"):
         return str(found["pair"])
-    return f"{found['modality']} by {found.get('label')}" if "modality" in found else ""
+    if "modality" in found:
+        return f"{found['modality']} by {found.get('label')}"
+    named = found["task"] == "zero_shot_classification" and found.get("label", "label") != "label"
+    return f"image by {found['label']}" if named else ""
 
 
 def _percent(tasks: Mapping[str, Mapping[str, Any]], task: str, metric: str) -> float | None:

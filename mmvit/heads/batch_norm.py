@@ -1,8 +1,8 @@
-"""Batch norm over the rows of all ranks, of which some may not count.
+"""Batch norm over the rows of all ranks, of which some may have none.
 
 Shape letters: b rows of this rank, C channels.
 Source: batch normalisation (arXiv:1502.03167). Differs from torch's SyncBatchNorm, which needs a GPU: any
-backend, any number of rows on each rank (none too), and a mask of rows that count.
+backend, and any number of rows on each rank, none too.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ class GlobalBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The normalised rows (b,C); those that do not count are normalised by the others' statistics.
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalised rows (b,C).
 
         Args:
             x: (b,C).
-            mask: (b,) bool, True = the row counts; None = all do.
 
         Raises:
             ValueError: rows of another width.
@@ -52,7 +51,7 @@ class GlobalBatchNorm(nn.Module):
             raise ValueError(f"rows are {tuple(x.shape)}, expected (b,{len(self.running_mean)})")
         with torch.autocast(x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()
-            mean, var = self._measure(x, mask) if self.training else (self.running_mean, self.running_var)
+            mean, var = self._measure(x) if self.training else (self.running_mean, self.running_var)
             return self.affine((x - mean) * torch.rsqrt(var + self.eps))
 
     def affine(self, x: Tensor) -> Tensor:
@@ -65,16 +64,15 @@ class GlobalBatchNorm(nn.Module):
         bias = torch.zeros_like(gain) if self.bias is None else self.bias.detach()
         return (gain.square() + bias.square()).sum().sqrt()  # each channel had unit variance
 
-    def _measure(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(mean, biased variance), each (C,), of the rows of all ranks that count.
+    def _measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, biased variance), each (C,), of the rows of all ranks.
 
         Two rounds, the deviations after the mean: E[x^2] - E[x]^2 loses all digits where means are large.
         """
-        real = x.new_ones(len(x), 1) if mask is None else mask[:, None].to(x.dtype)
-        sums = _of_all_ranks(torch.cat([(x * real).sum(0), real.sum(0)]))
+        sums = _of_all_ranks(torch.cat([x.sum(0), x.new_full((1,), len(x))]))
         total, count = sums[:-1], sums[-1].detach()
         mean = total / count.clamp(min=1)
-        var = _of_all_ranks(((x - mean).square() * real).sum(0)) / count.clamp(min=1)
+        var = _of_all_ranks((x - mean).square().sum(0)) / count.clamp(min=1)
         with torch.no_grad():  # a single row says nothing of a variance, and none nothing at all
             step = self.momentum * (count > 1).to(self.running_mean.dtype)
             unbiased = var * count / (count - 1).clamp(min=1)

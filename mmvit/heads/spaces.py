@@ -44,20 +44,20 @@ class FineCoarse(nn.Module):
         self.audio_vt_norm = GlobalBatchNorm(vt_dim, affine=False)
         self.text_vt = nn.Linear(text, vt_dim)
 
-    def video(self, features: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """{"va": (B,va_dim), "vt": (B,vt_dim)} of video features (B,D); norms leave out rows by mask (B,)."""
-        hidden = self.video_hidden_norm(self.video_hidden(features), mask)
-        va = self.video_va_norm(self.video_va(F.relu(hidden)), mask)
-        return {"va": va, "vt": self.va_vt_norm(self.va_vt(F.relu(va)), mask)}
+    def video(self, features: Tensor) -> dict[str, Tensor]:
+        """{"va": (B,va_dim), "vt": (B,vt_dim)} of video features (B,D)."""
+        hidden = self.video_hidden_norm(self.video_hidden(features))
+        va = self.video_va_norm(self.video_va(F.relu(hidden)))
+        return {"va": va, "vt": self.va_vt_norm(self.va_vt(F.relu(va)))}
 
-    def audio(self, features: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def audio(self, features: Tensor) -> dict[str, Tensor]:
         """{"va", "vt"} of audio features (B,D), as `video`."""
         va = self.audio_va(features)
         fine = F.normalize(va.float() if va.dtype in HALF else va, dim=-1) * self.video_va_norm.mean_length()
-        return {"va": va, "vt": self.va_vt_norm.affine(self.audio_vt_norm(self.va_vt(F.relu(fine)), mask))}
+        return {"va": va, "vt": self.va_vt_norm.affine(self.audio_vt_norm(self.va_vt(F.relu(fine))))}
 
-    def text(self, features: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """{"vt": (B,vt_dim)} of text features (B,D); the mask has nothing to leave out."""
+    def text(self, features: Tensor) -> dict[str, Tensor]:
+        """{"vt": (B,vt_dim)} of text features (B,D)."""
         return {"vt": self.text_vt(features)}
 
 
@@ -77,19 +77,19 @@ class Joint(nn.Module):
         )
         self.norms = nn.ModuleDict({n: GlobalBatchNorm(dim) for n in names})
 
-    def video(self, features: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """{"va", "vt"}, one and the same (B,dim), of features (B,D); its norm leaves out rows by mask."""
-        z = self._one("video", features, mask)
+    def video(self, features: Tensor) -> dict[str, Tensor]:
+        """{"va", "vt"}, one and the same (B,dim), of features (B,D)."""
+        z = self._one("video", features)
         return {"va": z, "vt": z}
 
-    def audio(self, features: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def audio(self, features: Tensor) -> dict[str, Tensor]:
         """As `video`."""
-        z = self._one("audio", features, mask)
+        z = self._one("audio", features)
         return {"va": z, "vt": z}
 
-    def text(self, features: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def text(self, features: Tensor) -> dict[str, Tensor]:
         """{"vt": (B,dim)}."""
-        return {"vt": self._one("text", features, mask)}
+        return {"vt": self._one("text", features)}
 
-    def _one(self, name: str, features: Tensor, mask: Tensor | None) -> Tensor:
-        return self.norms[name](self.maps[name](F.relu(features)), mask)
+    def _one(self, name: str, features: Tensor) -> Tensor:
+        return self.norms[name](self.maps[name](F.relu(features)))

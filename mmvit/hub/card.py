@@ -14,6 +14,8 @@ from torch import nn
 
 _PIPELINES = {
     "dual_encoder": "zero-shot-image-classification",
+    "video_pair": "feature-extraction",
+    "audio_pair": "zero-shot-audio-classification",
     "detector": "zero-shot-object-detection",
     "vatt": "feature-extraction",
     "image_tower": "image-feature-extraction",
@@ -26,6 +28,8 @@ _PIPELINES = {
 }
 _KIND = {
     "dual_encoder": "An image-text pair",
+    "video_pair": "A video-text pair",
+    "audio_pair": "An audio-text pair",
     "detector": "An open-vocabulary detector",
     "vatt": "Video, audio and text in common spaces",
     "image_tower": "An image tower",
@@ -38,12 +42,14 @@ _KIND = {
 }
 _INTENDED = {
     "dual_encoder": "Comparing pictures with texts: search, and classification with classes given as words.",
+    "video_pair": "Comparing clips with texts: search, and classification with classes given as words.",
+    "audio_pair": "Comparing sounds with texts: search, and classification with classes given as words.",
     "detector": "Finding objects in pictures, named by words or shown by an example, with boxes and scores.",
     "vatt": "Comparing clips, sounds, pictures and texts: search, and classes given as words.",
     "image_tower": "Turning pictures into vectors: search by picture, probes, a part of a larger model.",
     "text_tower": "Turning texts into vectors: search by text, a part of a larger model.",
     "video_tower": "Turning clips into vectors: probes, fine-tuning, a part of a larger model.",
-    "audio_tower": "Turning spectrograms into vectors: probes, fine-tuning, a part of a larger model.",
+    "audio_tower": "Turning sounds into vectors: probes, fine-tuning, a part of a larger model.",
     "image_classifier": "Sorting pictures into the classes that it was trained with.",
     "video_classifier": "Sorting clips into the classes that it was trained with.",
     "audio_classifier": "Sorting sounds into the classes that it was trained with.",
@@ -53,6 +59,14 @@ _USE = {
 pictures = model.encode(image=["photo.jpg"])           # (1, {dim}) unit vectors
 texts = model.encode(text=["a fox", "a violin"])
 print(model.similarity(pictures, texts))""",
+    "video_pair": """model = mmvit.load("{name}")
+clips = model.encode(video=["fox.mp4"])                # (1, {dim}) unit vectors
+texts = model.encode(text=["a fox", "a violin"])
+print(model.similarity(clips, texts))""",
+    "audio_pair": """model = mmvit.load("{name}")
+sounds = model.encode(audio=["dog.wav"])               # (1, {dim}) unit vectors
+texts = model.encode(text=["a dog barks", "a violin"])
+print(model.similarity(sounds, texts))""",
     "detector": """detector = mmvit.Detector(mmvit.load("{name}"))
 found = detector.detect(["photo.jpg"], queries=["a fox", "a violin"])[0]
 print(found.boxes, found.scores, found.labels)  # pixels of the picture, xyxy""",
@@ -69,11 +83,11 @@ logits = loaded.model(loaded.preprocess("photo.jpg")[None])""",
     "video_tower": """loaded = mmvit.hub.load("{name}")
 features = loaded.model(clips)  # (B,3,T,H,W) uint8 -> (B, {dim})""",
     "audio_tower": """loaded = mmvit.hub.load("{name}")
-features = loaded.model(spectrograms)  # (B,frames,mel bands) normalised log-mel -> (B, {dim})""",
+features = loaded.model(sounds)  # spectrograms (B,T,M) or waveforms (B,S), as in training -> (B, {dim})""",
     "video_classifier": """loaded = mmvit.hub.load("{name}")
 logits = loaded.model(clips)  # (B,3,T,H,W) uint8""",
     "audio_classifier": """loaded = mmvit.hub.load("{name}")
-logits = loaded.model(spectrograms)  # (B,frames,mel bands) normalised log-mel""",
+logits = loaded.model(sounds)  # spectrograms (B,T,M) or waveforms (B,S), as in training""",
 }
 # The facts that a reader needs to decide whether to use a model; `missing_facts` names those not given.
 WANTED = ("license", "data", "metrics", "intended_use", "limitations")
@@ -101,6 +115,8 @@ def card_text(name: str, config: dict[str, Any], model: nn.Module, source: str |
     notes, measured_on = facts.pop("notes", ""), facts.pop("evaluated_on", "")
     intended, limits = facts.pop("intended_use", ""), _list(facts.pop("limitations", []))
     kind = config["kind"]
+    if kind == "dual_encoder" and (modality := model.config.modality) != "image":  # type: ignore[union-attr]
+        kind = f"{modality}_pair"
     parameters = sum(p.numel() for p in model.parameters())
     use = _USE[kind].format(name=source or name, dim=getattr(model, "embed_dim", "D"))
     parts = [

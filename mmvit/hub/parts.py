@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from mmvit.data.clip import ClipPreprocess
@@ -15,6 +16,7 @@ from mmvit.models.config import (
     VideoTowerConfig,
     WaveformTowerConfig,
 )
+from mmvit.models.stem import tower_grid
 
 Preprocess = ImagePreprocess | ClipPreprocess | None
 
@@ -44,7 +46,7 @@ def check_parts(config: Any, kind: str, preprocess: Preprocess, tokenizer: Token
         _check_clips(config, kind, preprocess)
         text = getattr(config, "text", None)
     else:
-        text = _check_pictures(config, kind, preprocess, tokenizer)
+        text = _check_pictures(config, kind, preprocess)
     if text is None:
         if tokenizer is not None and is_of_clips(kind, config):
             raise ValueError(f"a {kind} reads no text: leave the tokenizer out")
@@ -60,28 +62,41 @@ def check_parts(config: Any, kind: str, preprocess: Preprocess, tokenizer: Token
         )
 
 
-def _check_pictures(config: Any, kind: str, preprocess: Preprocess, tokenizer: Tokenizer | None) -> Any:
+def check_fed(tower: Any, preprocess: ImagePreprocess | ClipPreprocess) -> None:
+    """Raises ValueError where what the preprocessing gives is nothing that the tower can cut into patches.
+
+    Args:
+        tower: config of a tower; peers' towers and stems that take any size are not asked.
+        preprocess: of pictures where it sees pictures, else of clips and sounds.
+    """
+    sized: Any
+    if isinstance(preprocess, ImagePreprocess):
+        sized = replace(tower, image_size=preprocess.size) if isinstance(tower, ImageTowerConfig) else None
+    else:
+        name = "video" if isinstance(tower, VideoTowerConfig) else "audio"
+        own: Any = getattr(preprocess, name)
+        if own is None:
+            raise ValueError(f"the tower takes {name}: its ClipPreprocess has none")
+        sized = _sized(tower, own.shape)
+    try:
+        if sized is not None:
+            tower_grid(sized)
+    except ValueError as error:
+        raise ValueError(f"the preprocessing does not fit the tower: {error}") from None
+
+
+def _check_pictures(config: Any, kind: str, preprocess: Preprocess) -> Any:
     """The config of what reads text, None if nothing does; raises as `check_parts`."""
-    image, text = {
-        "dual_encoder": lambda: (config.image, config.text),
-        "detector": lambda: (config.image, config.text),
-        "image_tower": lambda: (config, None),
-        "text_tower": lambda: (None, config),
-        "image_classifier": lambda: (config.tower, None),
-    }.get(kind, lambda: (None, None))()
-    if image is None and text is None and (preprocess or tokenizer):
-        raise ValueError(f"a {kind} sees no pictures and reads no text: leave preprocess and tokenizer out")
-    if image is not None and preprocess is None:
+    if kind == "text_tower":
+        if isinstance(preprocess, ClipPreprocess):
+            raise ValueError("a text_tower takes no clips or sounds: leave preprocess out")
+        return config
+    if preprocess is None:
         raise ValueError(f"a {kind} needs its preprocessing: pass preprocess=ImagePreprocess(size=...)")
     if isinstance(preprocess, ClipPreprocess):
         raise ValueError(f"a {kind} sees pictures only: pass preprocess=ImagePreprocess(size=...)")
-    if (
-        isinstance(image, ImageTowerConfig)
-        and preprocess
-        and any(s % image.patch_size for s in preprocess.size)
-    ):
-        raise ValueError(f"preprocess.size {preprocess.size} is no multiple of patch_size={image.patch_size}")
-    return text
+    check_fed(config.tower if kind == "image_classifier" else getattr(config, "image", config), preprocess)
+    return getattr(config, "text", None)
 
 
 def _check_clips(config: Any, kind: str, preprocess: Preprocess) -> None:
@@ -94,27 +109,19 @@ def _check_clips(config: Any, kind: str, preprocess: Preprocess) -> None:
     if not isinstance(preprocess, ClipPreprocess):
         raise ValueError(f"a {kind} takes clips or sounds: pass preprocess=ClipPreprocess(...)")
     tower = config.image if isinstance(config, DualEncoderConfig) else getattr(config, "tower", config)
-    takes: list[Any] = [config.video, config.audio] if kind == "vatt" else [tower]
-    for part in takes:
-        name = "video" if isinstance(part, VideoTowerConfig) else "audio"
-        own: Any = getattr(preprocess, name)
-        if own is None:
-            raise ValueError(f"a {kind} takes {name}: its ClipPreprocess has none")
-        _check_shape(name, part, own.shape)
+    for part in (config.video, config.audio) if kind == "vatt" else (tower,):
+        check_fed(part, preprocess)
 
 
-def _check_shape(name: str, tower: TowerConfig, shape: tuple[int, ...]) -> None:
-    """Raises ValueError where what the preprocessing gives is nothing that the tower can cut into patches."""
-    fits, wanted = True, ""
+def _sized(tower: TowerConfig, shape: Any) -> TowerConfig | None:
+    """The config of a tower of clips or sounds for inputs of `shape`; None where its stem takes any size."""
     if isinstance(tower, VideoTowerConfig):
-        if tower.stem is None:
-            fits = all(n % p == 0 for n, p in zip(shape[1:], tower.patch_size, strict=True))
-            wanted = f"(3, frames, height, width) in multiples of patch_size={tower.patch_size}"
-    elif isinstance(tower, WaveformTowerConfig):
-        fits = len(shape) == 1 and shape[0] % tower.patch_size == 0
-        wanted = f"a waveform whose samples are a multiple of patch_size={tower.patch_size}"
-    elif isinstance(tower, AudioTowerConfig):
-        fits = len(shape) == 2 and (tower.stem is not None or min(shape) >= tower.patch_size)
-        wanted = f"a spectrogram (frames, mel bands) of at least patch_size={tower.patch_size} of each"
-    if not fits:
-        raise ValueError(f"preprocess.{name} gives {tuple(shape)}, the tower takes {wanted}")
+        return replace(tower, clip_size=shape[1:])
+    waveform = isinstance(tower, WaveformTowerConfig)
+    if len(shape) != (1 if waveform else 2):
+        wanted = "a waveform (samples)" if waveform else "a spectrogram (frames, mel bands)"
+        raise ValueError(f"the preprocessing gives {tuple(shape)}, the tower takes {wanted}")
+    if isinstance(tower, WaveformTowerConfig):
+        return replace(tower, samples=shape[0])
+    assert isinstance(tower, AudioTowerConfig)
+    return replace(tower, spectrogram_size=shape) if tower.stem is None else None

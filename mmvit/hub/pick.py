@@ -13,6 +13,7 @@ from mmvit.data.image import ImagePreprocess
 from mmvit.data.text import ClipTokenizer, Tokenizer, load_tokenizer
 from mmvit.errors import UserError, nearest
 from mmvit.hub.folder import load
+from mmvit.hub.parts import check_fed
 from mmvit.hub.preprocess import changed, preprocess_of
 from mmvit.hub.towers import load_text_tower, load_tower
 from mmvit.models.lit import DualEncoder
@@ -35,17 +36,22 @@ def pick_tower(
         options: NAME=VALUE changes of a preset.
 
     Raises:
-        UserError: neither a folder nor a preset, one that cannot be read, or that only reads text.
+        UserError: neither a folder nor a preset, one that cannot be read, that only reads text, or that
+            cannot take that size or length.
     """
+    tower: Any
     try:
-        if not is_preset(spec):
-            return *load_tower(spec, image_size=image_size, seconds=seconds), True
-        tower: Any = create_model(spec, **option_values(options))
-        if isinstance(tower, DualEncoder):
-            tower = tower.image
-        if not isinstance(tower, GridTower):
-            raise UserError(f"the preset {spec} is no tower of pictures, clips or sounds")
-        return tower, changed(preprocess_of(tower.config), seconds=seconds), False
+        if not (fresh := is_preset(spec)):
+            tower, preprocess = load_tower(spec, image_size=image_size, seconds=seconds)
+        else:
+            tower = create_model(spec, **option_values(options))
+            if isinstance(tower, DualEncoder):
+                tower = tower.image
+            if not isinstance(tower, GridTower):
+                raise UserError(f"the preset {spec} is no tower of pictures, clips or sounds")
+            preprocess = changed(preprocess_of(tower.config), seconds=seconds)
+        check_fed(tower.config, preprocess)
+        return tower, preprocess, not fresh
     except (ValueError, OSError) as error:
         raise UserError(f"tower {spec}: {error}") from None
 

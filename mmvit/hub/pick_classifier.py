@@ -13,8 +13,10 @@ from mmvit.data.clip import ClipPreprocess
 from mmvit.data.image import ImagePreprocess
 from mmvit.errors import UserError
 from mmvit.hub.folder import Loaded, load
+from mmvit.hub.parts import check_fed
 from mmvit.hub.pick import is_preset, option_values
 from mmvit.hub.preprocess import preprocess_of
+from mmvit.hub.towers import tower_in
 from mmvit.models.classifier import Classifier
 from mmvit.models.config import (
     AudioTowerConfig,
@@ -23,12 +25,9 @@ from mmvit.models.config import (
     VideoTowerConfig,
     WaveformTowerConfig,
 )
-from mmvit.models.lit import DualEncoder
 from mmvit.models.presets import create_model
-from mmvit.models.stem import grid_of, tower_grid
 from mmvit.models.tower import GridTower
 from mmvit.models.towers import bare
-from mmvit.models.vatt import Vatt
 
 Modality = Literal["image", "video", "audio"]
 Preprocess = ImagePreprocess | ClipPreprocess
@@ -70,7 +69,7 @@ def pick_classifier(
             found, pretrained = saved.model, True
         model = _classifier(found, saved, modality, classes, bias_init, spec)
         preprocess = _fed(model, saved, changes)
-        _check_sizes(model.config.tower, preprocess)
+        check_fed(model.config.tower, preprocess)
     except (ValueError, OSError) as error:
         raise UserError(f"tower {spec}: {error}") from None
     return model, preprocess, pretrained
@@ -84,11 +83,7 @@ def _classifier(
         card = (saved.config.get("card") or {}) if saved is not None else {}
         if isinstance(found.config.tower, _CONFIGS[modality]) and card.get("classes") == list(classes):
             return found
-        found = found.tower
-    if isinstance(found, Vatt):
-        found = found.audio if modality == "audio" else found.video
-    elif isinstance(found, DualEncoder):
-        found = found.image
+    found = tower_in(found, modality)
     config = getattr(found, "config", None)
     if not isinstance(found, GridTower) or not isinstance(config, _CONFIGS[modality]):
         raise ValueError(f"'{spec}' has no {modality} tower of ours that a classifier could stand on")
@@ -114,17 +109,3 @@ def _fed(model: Classifier, saved: Loaded | None, changes: dict[str, Any]) -> Pr
     if changes.get("seconds"):
         audio = replace(audio, samples=round(changes["seconds"] * rate), frames=None)
     return ClipPreprocess(audio=replace(audio, sample_rate=rate))
-
-
-def _check_sizes(config: Any, preprocess: Preprocess) -> None:
-    """Raises ValueError for pictures or clips that the tower cannot cut into patches."""
-    size: tuple[int, ...] | None = None
-    if isinstance(preprocess, ImagePreprocess):
-        size = preprocess.size
-    elif preprocess.video is not None:
-        size = (preprocess.video.frames, *preprocess.video.size)
-    elif isinstance(config, WaveformTowerConfig) and preprocess.audio is not None:
-        tower_grid(replace(config, samples=preprocess.audio.samples))
-    if size is not None:
-        patch = config.patch_size
-        grid_of(size, patch if isinstance(patch, tuple) else (patch, patch), config.stem)

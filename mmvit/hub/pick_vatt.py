@@ -57,9 +57,9 @@ def pick_vatt(
         towers: dict[str, Any] = {}
         seen, heard = _seen(config, fps), _heard(config, sample_rate)
         if video:
-            towers["video"], seen, _ = pick_video_tower(video)
+            towers["video"], seen = pick_video_tower(video)
         if audio:
-            towers["audio"], heard, _ = pick_audio_tower(audio)
+            towers["audio"], heard = pick_audio_tower(audio)
         return Vatt(config, **towers), ClipPreprocess(video=seen, audio=heard), words
     except (ValueError, OSError) as error:
         raise UserError(f"--model.name {spec}: {error}") from None

@@ -14,8 +14,11 @@ from mmvit.errors import nearest
 from mmvit.hub.folder import load
 from mmvit.hub.preprocess import changed, preprocess_of
 from mmvit.hub.remote import PREFIX
+from mmvit.models.classifier import Classifier
 from mmvit.models.foreign import ForeignImageTower, read_peer
+from mmvit.models.lit import DualEncoder
 from mmvit.models.peers import LIBRARIES
+from mmvit.models.vatt import Vatt
 
 
 def load_image_tower(
@@ -70,6 +73,20 @@ def load_tower(
     if kind not in ("dual_encoder", "image_tower", "video_tower", "audio_tower"):
         raise ValueError(f"'{spec}' holds a {kind}, expected a tower of pictures, clips or sounds, or a pair")
     return side, changed(loaded.preprocess or preprocess_of(side.config), image_size, seconds)
+
+
+def tower_in(model: Any, modality: str) -> Any:
+    """The tower of a modality inside a model of several; what is a tower already is handed back.
+
+    Args:
+        model: any that `hub.load` reads.
+        modality: image, video or audio; pictures go to a VATT model's video tower.
+    """
+    if isinstance(model, Vatt):
+        return model.audio if modality == "audio" else model.video
+    if isinstance(model, DualEncoder):
+        return model.image
+    return model.tower if isinstance(model, Classifier) else model
 
 
 def is_peer(spec: str | Path) -> bool:

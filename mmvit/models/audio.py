@@ -18,7 +18,7 @@ class AudioTower(GridTower):
     """Log-mel spectrograms (B,T,M) -> features (B,D) -> embedding (B,E).
 
     Spectrograms are floating point and already normalised, frames before mel bands, as transformers takes
-    them. The token grid is (frequency, time), frequency slowest.
+    them. The token grid is (frequency, time), frequency slowest; that of another stem is the stem's own.
 
     Args:
         config: what to build.
@@ -29,7 +29,8 @@ class AudioTower(GridTower):
     """
 
     def __init__(self, config: AudioTowerConfig, core: nn.Module | None = None) -> None:
-        super().__init__(config, audio_stem(config), tower_grid(config), core)
+        grid = tower_grid(config)  # what is wrong with the sizes is said before a stem is made of them
+        super().__init__(config, audio_stem(config), grid, core)
 
 
 class WaveformTower(GridTower):
@@ -47,4 +48,5 @@ class WaveformTower(GridTower):
     """
 
     def __init__(self, config: WaveformTowerConfig, core: nn.Module | None = None) -> None:
-        super().__init__(config, waveform_stem(config), tower_grid(config), core)
+        grid = tower_grid(config)
+        super().__init__(config, waveform_stem(config), grid, core)

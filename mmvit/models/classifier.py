@@ -14,13 +14,14 @@ from mmvit.heads.classify import Classify
 from mmvit.models.build import build_tower
 from mmvit.models.config import ClassifierConfig, VideoTowerConfig
 from mmvit.models.tower import GridTower
+from mmvit.models.video import still
 from mmvit.types import Batch, Encoded
 
 
 class Classifier(nn.Module):
-    """Pixels (B,3,H,W), clips or spectrograms -> logits (B,C); at the start all are `config.bias_init`.
+    """Pixels (B,3,H,W), clips or sounds -> logits (B,C); at the start all are `config.bias_init`.
 
-    State dict: `tower.*` (an `ImageTower`, `VideoTower` or `AudioTower`), `head.{weight,bias}`. Over a tower
+    State dict: `tower.*` (of pictures, clips, spectrograms or waveforms), `head.{weight,bias}`. Over a tower
     pooled by "cls_dist" there is `head_dist.{weight,bias}` too: one head for each token, and the logits are
     their mean.
 
@@ -69,7 +70,7 @@ class Classifier(nn.Module):
             raise ValueError(f"the batch has no {modality}: read it with fields=('{modality}', 'meta')")
         tower = self.config.tower
         if modality == "image" and isinstance(tower, VideoTowerConfig):
-            x = x[:, :, None].expand(-1, -1, tower.patch_size[0], -1, -1)
+            x = still(x, tower)
         return x
 
     def forward_tokens(

@@ -1,4 +1,4 @@
-"""Which stem a tower has, and the token grid it gives: plain patches, or overlapping convolutions."""
+"""Which stem a tower has, and the token grid it gives: patches of many kinds, or convolutions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def grid_of(size: Sequence[int], patch: Sequence[int], stem: ConvStemConfig | No
         ValueError: an extent that is not positive, or patches that do not divide it.
     """
     if stem is None:
-        if any(side <= 0 or side % p for side, p in zip(size, patch, strict=True)):
+        if any(side <= 0 or p < 1 or side % p for side, p in zip(size, patch, strict=True)):
             name = "image_size" if len(size) == 2 else "clip_size"
             shown = patch[0] if len(set(patch)) == 1 else tuple(patch)
             raise ValueError(f"{name} is {tuple(size)}, expected multiples of patch_size={shown}")
@@ -69,9 +69,10 @@ def tower_grid(config: TowerConfig) -> tuple[int, ...]:
     if isinstance(config, VideoTowerConfig):
         return grid_of(config.clip_size, config.patch_size, config.stem)
     if isinstance(config, WaveformTowerConfig):
-        if config.samples <= 0 or config.samples % config.patch_size:
+        if config.samples <= 0 or config.patch_size < 1 or config.samples % config.patch_size:
             raise ValueError(
-                f"samples is {config.samples}, expected a multiple of patch_size={config.patch_size}"
+                f"samples is {config.samples}, expected a multiple of patch_size={config.patch_size}, both "
+                "at least 1"
             )
         return (config.samples // config.patch_size,)
     assert isinstance(config, AudioTowerConfig)
@@ -118,7 +119,7 @@ def video_stem(config: VideoTowerConfig) -> nn.Module:
 
 
 def audio_stem(config: AudioTowerConfig) -> nn.Module:
-    """Spectrograms (B,T,M) -> Tokens (B,N,D): patches, or the convolutions of `config.stem`."""
+    """Spectrograms (B,T,M) -> Tokens (B,N,D): patches, or what `config.stem` describes."""
     if isinstance(config.stem, FoldStemConfig):
         size, fold = config.spectrogram_size, config.stem.fold
         return FoldedPatches(

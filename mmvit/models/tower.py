@@ -157,7 +157,9 @@ class GridTower(nn.Module):
             tokens = select(tokens, keep)
         named: list[Tensor] = [t for t in (self.cls_token, self.dist_token) if t is not None]
         if self.position_rows and table is not None:
-            named = [token + table[:, row : row + 1] for row, token in enumerate(named)]
+            first = table[:, : self.position_rows]
+            first = first if self.pos_norm is None else self.pos_norm(first)
+            named = [token + first[:, row : row + 1] for row, token in enumerate(named)]
         return prepend(tokens, *named, self.reg_token)
 
     def forward_tokens(
@@ -218,6 +220,9 @@ def mapped(width: int, out: int) -> nn.Module:
     return nn.Sequential(linear, nn.GELU())
 
 
+_UNSIZED = ("cls", "mean", "cls_dist")  # poolings without weights
+
+
 def _check(config: TowerConfig) -> None:
     """Raises ValueError for a tower that cannot be."""
     if config.pool in ("last", "eos"):
@@ -236,6 +241,14 @@ def _check(config: TowerConfig) -> None:
     kinds = ("learned", "separable", "axes", *FIXED)
     if config.position not in kinds:
         raise ValueError(f"position is '{config.position}', expected one of {', '.join(kinds)}")
+    if config.position_norm and config.position == "none":
+        raise ValueError("position_norm is True and position is 'none': there is nothing to norm")
+    if config.post_projection not in (None, config.core.out_width) and config.pool not in _UNSIZED:
+        raise ValueError(
+            f"post_projection is {config.post_projection} and pool is '{config.pool}', which has weights as "
+            f"wide as the core's tokens: set it to {config.core.out_width}, or pool to one of "
+            f"{', '.join(_UNSIZED)}"
+        )
     if config.position_resample == RECOMPUTE:
         if config.position not in FIXED:
             raise ValueError("position_resample is 'recompute', which needs a fixed table: name another mode")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmvit.heads.spaces import FineCoarse, Joint
 from mmvit.models.build import build_core, build_text_tower, build_tower, build_word_tower
 from mmvit.models.config import VattConfig, WordTowerConfig
+from mmvit.models.video import still
 
 Spaces = dict[str, Tensor]
 TOWERS = ("video", "audio", "text")
@@ -80,36 +81,30 @@ class Vatt(nn.Module):
         for name in TOWERS:
             getattr(self, name).set_checkpointing(on)
 
-    def encode_video(self, clips: Tensor, keep: Tensor | None = None, real: Tensor | None = None) -> Spaces:
+    def encode_video(self, clips: Tensor, keep: Tensor | None = None) -> Spaces:
         """{"va": (B,E_va), "vt": (B,E_vt)} float32 of clips (B,3,T,H,W), L2-normalised.
 
         Args:
             clips: uint8 0..255, or float already normalised.
             keep: (B,K) int64 indices of the grid tokens that are computed, None = all.
-            real: (B,) bool, while training: the rows that count in batch norms; None = all do.
         """
-        return _normalised(self.spaces.video(self.video(clips, keep), real))
+        return _normalised(self.spaces.video(self.video(clips, keep)))
 
-    def encode_image(self, pixels: Tensor, keep: Tensor | None = None, real: Tensor | None = None) -> Spaces:
+    def encode_image(self, pixels: Tensor, keep: Tensor | None = None) -> Spaces:
         """As `encode_video`, of pictures (B,3,H,W): each stands still for one tubelet."""
-        return self.encode_video(self.still(pixels), keep, real)
+        return self.encode_video(self.still(pixels), keep)
 
-    def encode_audio(self, sounds: Tensor, keep: Tensor | None = None, real: Tensor | None = None) -> Spaces:
+    def encode_audio(self, sounds: Tensor, keep: Tensor | None = None) -> Spaces:
         """{"va", "vt"} of sounds, (B,S) waveforms or (B,T,M) spectrograms, as `encode_video`."""
-        return _normalised(self.spaces.audio(self.audio(sounds, keep), real))
+        return _normalised(self.spaces.audio(self.audio(sounds, keep)))
 
-    def encode_text(self, ids: Tensor, mask: Tensor | None = None, real: Tensor | None = None) -> Spaces:
+    def encode_text(self, ids: Tensor, mask: Tensor | None = None) -> Spaces:
         """{"vt": (B,E_vt)} of token ids (B,L) with mask (B,L) True = real token, as `encode_video`."""
-        return _normalised(self.spaces.text(self.text(ids, mask), real))
+        return _normalised(self.spaces.text(self.text(ids, mask)))
 
     def still(self, pixels: Tensor) -> Tensor:
-        """Clips (B,3,t,H,W) of one tubelet's length, in which the pictures (B,3,H,W) stand still.
-
-        Their one place in time is what resampling makes of the positions of a whole clip.
-        """
-        video = self.config.video
-        frames = video.patch_size[0] if video.stem is None else video.stem.stride[0]
-        return pixels[:, :, None].expand(-1, -1, frames, -1, -1)
+        """Clips (B,3,t,H,W) in which the pictures (B,3,H,W) stand still, see `models.video.still`."""
+        return still(pixels, self.config.video)
 
 
 def _one_core(config: VattConfig, given: list[Any]) -> nn.Module:

@@ -6,7 +6,7 @@ Source: VideoMAE (arXiv:2203.12602); MViT (arXiv:2104.11227).
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmvit.models.config import VideoTowerConfig
 from mmvit.models.stem import tower_grid, video_stem
@@ -28,4 +28,14 @@ class VideoTower(GridTower):
     """
 
     def __init__(self, config: VideoTowerConfig, core: nn.Module | None = None) -> None:
-        super().__init__(config, video_stem(config), tower_grid(config), core)
+        grid = tower_grid(config)  # what is wrong with the sizes is said before a stem is made of them
+        super().__init__(config, video_stem(config), grid, core)
+
+
+def still(pixels: Tensor, config: VideoTowerConfig) -> Tensor:
+    """Clips (B,3,t,H,W) of one tubelet's length, in which the pictures (B,3,H,W) stand still.
+
+    Their one place in time is what resampling makes of the positions of a whole clip.
+    """
+    frames = config.patch_size[0] if config.stem is None else config.stem.stride[0]
+    return pixels[:, :, None].expand(-1, -1, frames, -1, -1)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmvit.errors import UserError
 from mmvit.heads.spaces import FineCoarse
 from mmvit.losses.mil_nce import Equals, Normalization, mil_nce_chance, mil_nce_terms
 from mmvit.models.config import AudioTowerConfig, TowerConfig, VideoTowerConfig, WaveformTowerConfig
@@ -85,7 +86,7 @@ class VattTask(nn.Module):
     def idle(self) -> list[str]:
         r"""Patterns of the parameters ("model\.audio\..*") that no term reaches: a run has to freeze them."""
         names = [m for m in MODALITIES if m not in self.modalities]
-        core = r"(?!core\.)" if self.model.config.shared else ""  # shared: listed as the first tower's
+        core = r"(?!core\.)" if self.model.config.shared else ""  # a shared core is never idle
         found = [rf"model\.{name}\.{core}.*" for name in names]
         if not isinstance(self.model.spaces, FineCoarse):
             return found + [rf"model\.spaces\.(maps|norms)\.{name}\..*" for name in names]
@@ -213,8 +214,8 @@ class VattTask(nn.Module):
                 None,
                 torch.zeros(b, P, dtype=torch.bool),
             )
-        if has is None:
-            has = torch.ones(ids.shape[:2], dtype=torch.bool)
+        if has is None:  # a text without a word is none
+            has = torch.ones(ids.shape[:2], dtype=torch.bool) if real is None else real.any(-1)
         ids, has = _columns(ids.to(device), P), _columns(has.to(device), P)
         return ids, None if real is None else _columns(real.to(device), P), has
 
@@ -239,14 +240,21 @@ class VattTask(nn.Module):
             return _scattered(tower(x, keep), rows, (len(has),))
 
     def _keep(self, modality: str, tower: Any, x: Tensor, batch: Batch, rows: Tensor) -> Tensor | None:
-        """(n,K) int64 tokens that a step computes of x (n,…), the batch's `rows` (n,); None = all."""
+        """(n,K) int64 tokens that a step computes of x (n,…), the batch's `rows` (n,); None = all.
+
+        Raises:
+            UserError: a tower that cannot compute some of its tokens only.
+        """
         rate = self.keep_rates[modality]
         if not tower.training or rate == 1:
             return None
-        if not _sparse(tower):
-            raise ValueError(
-                f"the {modality} tower's core computes whole grids only, and {rate:g} of the tokens were "
-                "to stay: set that keep rate to 1"
+        whole = None if _sparse(tower) else "core computes whole grids only"
+        if getattr(tower.patch_embed, "skip_silence", False):
+            whole = "stem leaves out silence by itself"
+        if whole:
+            option = "--loss.keep-rate" if modality == "video" else "--loss.audio-keep-rate"
+            raise UserError(
+                f"the {modality} tower's {whole}, and {rate:g} of the tokens were to stay: set {option} to 1"
             )
         names = [""] * len(rows) if self.shared_drop else [batch.keys[i] for i in rows.tolist()]
         label = f"{self.seed}:{batch.position}:{modality}"

@@ -124,8 +124,8 @@ def time_major_grid(size: Sequence[int], patch: Sequence[int], crop: bool) -> tu
     Raises:
         ValueError: it is smaller than one patch, or no multiple of it and `crop` is False.
     """
-    whole = all(n % p == 0 for n, p in zip(size, patch, strict=True))
-    if min(patch) < 1 or any(n < p for n, p in zip(size, patch, strict=True)) or not (crop or whole):
+    pairs = list(zip(size, patch, strict=True))
+    if any(p < 1 or n < p or (n % p and not crop) for n, p in pairs):
         raise ValueError(
             f"spectrogram is {size[0]} frames x {size[1]} mel bands, expected multiples of the patch "
             f"{tuple(patch)}, or crop=True to leave out what fills none at the end"

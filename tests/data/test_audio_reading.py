@@ -144,7 +144,9 @@ def test_wrong_options():
     for options, message in [
         ({"features": "fbanks"}, "did you mean fbank"),
         ({"pad": "zero"}, "pad='zero'"),
-        ({"pad": "spectrogram"}, "pad='silence' for waveforms"),
+        ({"pad": "spectrogram"}, "need features='fbank', this is 'waveform'"),
+        ({"pad": "spectrogram", "features": "clap"}, "need features='fbank', this is 'clap'"),
+        ({"frames": 10, "features": "log_mel"}, "need features='fbank', this is 'log_mel'"),
         ({"samples": 0}, "must be above 0"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -214,6 +214,7 @@ def test_candidates_of_other_samples(tmp_path, movie, sentencepiece):
         {"json": {"captions": [{"t": "soon", "text": "x"}]}},
         {"json": {"captions": [{"t": 1, "text": ""}]}},
         {"json": {}},
+        {"json": {"captions": ["no", "times"]}},
     ]
     with ShardWriter(tmp_path / "a" / "a", 9) as writer:
         for i, sample in enumerate(samples):
@@ -221,7 +222,7 @@ def test_candidates_of_other_samples(tmp_path, movie, sentencepiece):
     options = {"batch_size": 9, "fields": ("video", "candidates"), "clip": CLIP, "tokenizer": sentencepiece}
     with read_all(str(tmp_path / "a"), **options) as loader:
         batch = next(iter(loader))
-        assert loader.skipped == {"json-unreadable": 1, "text-empty": 1, "text-missing": 1}
+        assert loader.skipped == {"json-unreadable": 1, "text-empty": 1, "text-missing": 2}
     assert batch.keys == ["k0", "k1"]
     assert batch.candidate_mask.tolist() == [[True] * 3 + [False] * 2, [True] * 2 + [False] * 3]
     assert torch.equal(batch.candidates[0, :3], sentencepiece(["main", "other", "third"]).ids)
@@ -229,7 +230,7 @@ def test_candidates_of_other_samples(tmp_path, movie, sentencepiece):
     with read_all(str(tmp_path / "a"), **options, optional=("candidates",)) as loader:
         batch = next(iter(loader))
         assert loader.skipped == {"json-unreadable": 1}
-    assert batch.candidate_mask.any(dim=1).tolist() == [True, True, False, False]
+    assert batch.candidate_mask.any(dim=1).tolist() == [True, True, False, False, False]
 
 
 def test_bad_files_are_counted_and_hold_nobody_up(tmp_path, movie):

@@ -11,6 +11,7 @@ import torch
 from mmvit.data.audio import AudioPreprocess
 from mmvit.data.clip import ClipPreprocess, ClipReader
 from mmvit.data.media import Container, mono
+from mmvit.data.mp4 import claims_too_much
 from mmvit.data.pixels import BadSample
 from mmvit.data.video import VideoPreprocess
 from mmvit.errors import UserError
@@ -194,6 +195,26 @@ def test_a_cut_file_gives_what_it_still_holds(movie, tmp_path):
     assert reason(lambda: AudioPreprocess(samples=48_000)(data, 8.0)) == "audio-truncated"
 
 
+class Measured(io.BytesIO):
+    """Remembers the longest piece that was read of it."""
+
+    longest = 0
+
+    def read(self, size=-1, /):
+        data = super().read(size)
+        self.longest = max(self.longest, len(data))
+        return data
+
+
+@pytest.mark.parametrize(
+    "head", [b"OggS\0\2\0\0", b"ID3\4\0\0\0\0", b"fLaC\0\0\0\x22", b"\x1aE\xdf\xa3\1\0\0\0"]
+)
+def test_files_of_other_formats_are_not_searched_for_tables(head):
+    file = Measured(head + bytes(100_000))
+    assert claims_too_much(file) == ""
+    assert file.longest <= 16
+
+
 def test_no_frames_at_all(movie):
     data = movie([], form="matroska", codec="libvpx", sound=np.zeros(4800, np.float32), sound_codec="flac")
     video = VideoPreprocess(size=(16, 16), frames=4, fps=4)
@@ -234,4 +255,3 @@ def test_paths_and_bytes_agree(movie, tmp_path):
     video = VideoPreprocess(size=(16, 16), frames=4, fps=4)
     assert torch.equal(video(data), video(path))
     assert torch.equal(video(memoryview(data)), video(str(path)))
-    assert io.BytesIO(data).read() == data

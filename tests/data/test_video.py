@@ -38,6 +38,8 @@ def test_short_videos():
     loop = VideoPreprocess(size=(16, 16), frames=8, fps=4, short="loop")
     assert levels(loop((grey([10, 20, 30]), 4.0))) == [10, 20, 30, 10, 20, 30, 10, 20]
     assert levels(SMALL((grey([7]), 1.0))) == [7] * 8  # a still
+    loop = VideoPreprocess(size=(16, 16), frames=20, fps=10, short="loop")
+    assert levels(loop((grey([10, 20]), 10.0))) == [10, 20] * 10  # also where k / fps is not exact
 
 
 def test_every_frame_is_treated_as_a_picture(picture):
@@ -71,6 +73,15 @@ def test_windows_and_crops():
     squash = VideoPreprocess(size=(8, 8), frames=2, fps=10, resize="squash")
     with pytest.raises(UserError, match="need resize='shortest_crop'"):
         squash.views((wide, 10.0), windows=1, crops=3)
+
+
+def test_crops_of_a_sliver_compute_no_more_than_they_keep(picture):
+    sliver = picture(16_000, 2, 0)  # resized as a whole it would have a gigabyte
+    preprocess = VideoPreprocess(size=(128, 128), frames=1, fps=10)
+    left, middle, right = preprocess.views(([sliver], 10.0), windows=1, crops=3)
+    assert torch.equal(middle, preprocess(([sliver], 10.0)))
+    assert torch.equal(left, preprocess(([sliver], 10.0), crop=0.0))
+    assert not torch.equal(left, right)
 
 
 def test_one_view_for_the_whole_clip():

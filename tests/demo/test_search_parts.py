@@ -1,5 +1,6 @@
 """The search page without a browser: what is found, sent and refused, and the command's mistakes."""
 
+import asyncio
 import types
 import xml.etree.ElementTree as ElementTree
 
@@ -76,6 +77,30 @@ def test_what_is_sent_is_what_lies_there(collection):
     assert ask(collection, "/media/{row:int}", 12).status_code == 404
     assert ask(collection, "/wave/{row:int}", 99).status_code == 404
     assert ask(collection, "/wave/{row:int}", collection.keys.index("red-thing.png")).status_code == 404
+
+
+def test_a_file_of_a_folder_is_sent_in_pieces(model, tmp_path):
+    (tmp_path / "a").mkdir()
+    file = tmp_path / "a" / "red.wav"
+    file.write_bytes(wav(tone(300)))
+    found = gather(model, str(tmp_path / "a"), tmp_path / "kept", embed.Config("m", str(tmp_path / "a"), ""))
+    response = ask(found, "/media/{row:int}", 0)
+    asgi = {"spec_version": "2.4"}
+    scope = {"type": "http", "method": "GET", "asgi": asgi, "headers": [(b"range", b"bytes=10-19")]}
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(response(scope, None, send))
+    headers = dict(sent[0]["headers"])
+    assert sent[0]["status"] == 206
+    assert b"".join(message.get("body", b"") for message in sent[1:]) == file.read_bytes()[10:20]
+    assert headers[b"content-type"] == b"audio/wav"
+    assert headers[b"x-content-type-options"] == b"nosniff"
+    assert len(found.peaks(0, bars=10)) == 10
+    file.unlink()
+    assert ask(found, "/media/{row:int}", 0).status_code == 404
 
 
 def test_a_wave_is_drawn_from_the_sound(collection):

@@ -36,8 +36,7 @@ def main(rank: int, world: int, rendezvous: str, out: str) -> None:
         if step == 1:
             real[:5] = False  # no row of rank 0 counts
         mine, whole = x[own].clone().requires_grad_(), x.clone().requires_grad_()
-        result = norm(mine, real[own])
-        (result * weights[own])[real[own]].sum().backward()
+        (norm(mine[real[own]]) * weights[own][real[own]]).sum().backward()
         kept = whole[real]
         (plain(kept) * weights[real]).sum().backward()
         for p, q in zip(norm.parameters(), plain.parameters(), strict=True):

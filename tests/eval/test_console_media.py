@@ -120,6 +120,16 @@ def test_one_modality_has_plain_keys_and_views_and_spaces(say, vatt, media, tmp_
     assert (code, "other options (views differs)" in stderr) == (2, True)
 
 
+def test_an_index_of_clips_alone_knows_what_they_are(say, vatt, media, tmp_path):
+    out = tmp_path / "emb"
+    assert say(embed.main, "--model", vatt, "--data", media / "clips", "--out", out)[0] == 0
+    found = ["--model", vatt, "--index", out, "red square", "-k", 3]
+    code, stdout, _ = say(search.main, *found, "--build", "--only", "video")
+    assert (code, len(stdout.splitlines())) == (0, 5)
+    code, stdout, _ = say(search.main, *found, "--only", "audio")
+    assert (code, stdout.splitlines()[-1]) == (0, "  nothing of that kind is in the index")
+
+
 def test_a_folder_of_files_and_a_broken_one(say, vatt, folder, tmp_path):
     code, stdout, _ = say(embed.main, "--model", vatt, "--data", folder, "--out", tmp_path / "emb")
     assert code == 0

@@ -9,7 +9,13 @@ import pytest
 
 from mmvit.cli.report import charts, facts, gallery, page
 from mmvit.cli.report.runs import read_run
+from mmvit.data.audio import AudioPreprocess
+from mmvit.data.clip import ClipPreprocess
 from mmvit.evaluators.embed import Embedded
+from mmvit.hub import save
+from mmvit.models.config import CoreConfig, DualEncoderConfig, TextTowerConfig, WaveformTowerConfig
+from mmvit.models.lit import DualEncoder
+from tests.eval.conftest import tiny_tokenizer
 
 VOID = {"meta", "img", "input", "br", "line", "circle", "polyline", "link", "hr"}
 
@@ -107,6 +113,20 @@ def test_the_report_is_whole_and_self_contained(program, measured, shards, tmp_p
     assert len(tree.all("input")) == 4  # two tab groups of two runs
     marks = len(tree.all("div", "hit right"))
     assert marks == html.count('<span class="mark"') > 0
+
+
+def test_a_run_of_sounds_shows_no_pictures(program, measured, shards, tmp_path):
+    core = CoreConfig(width=32, depth=1, num_heads=2, mlp_dim=64)
+    ears = WaveformTowerConfig(core=core, samples=8000, patch_size=200, position="axes", embed_dim=24)
+    text = TextTowerConfig(core=core, vocab_size=56, context_length=24, pool="mean", embed_dim=24)
+    run = tmp_path / "heard"
+    fed = ClipPreprocess(audio=AudioPreprocess(sample_rate=8000, samples=8000))
+    pair = DualEncoder(DualEncoderConfig(image=ears, text=text))
+    save(pair, run / "model", preprocess=fed, tokenizer=tiny_tokenizer())
+    out = tmp_path / "r.html"
+    code, _, stderr = program("eval/report.py", "--runs", run, measured[0], "--data", shards, "--out", out)
+    assert code == 0, stderr
+    assert len(Tree(out.read_text()).all("div", "query")) == 10
 
 
 def test_names_are_escaped_and_can_be_given(program, measured, tmp_path):

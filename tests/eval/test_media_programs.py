@@ -7,8 +7,11 @@ import torch
 from PIL import Image
 
 import mmvit
+from mmvit.cli.kept import kept_file
 from mmvit.data.shards import ShardIndex
-from tests.eval.media_case import MOTIONS, PREPROCESS, THINGS
+from mmvit.data.write import ShardWriter
+from mmvit.evaluators import vatt as while_training
+from tests.eval.media_case import MOTIONS, PREPROCESS, THINGS, clip, tone
 
 
 def read_everything(clips):
@@ -124,6 +127,57 @@ def test_kept_rows_change_nothing_and_spare_the_towers(measured, tmp_path, monke
     assert other["audio-video"]["metrics"] != plain["audio-video"]["metrics"]
 
 
+def test_sounds_of_one_length_are_not_taken_for_each_other(tmp_path):
+    kept = []
+    for split, hz in (("test_a", 300), ("test_b", 900)):
+        writer = ShardWriter(tmp_path / split / "sounds", samples_per_shard=5)
+        writer.write("one", {"wav": tone(hz)})
+        writer.finish()
+        (shard,) = ShardIndex.open(str(tmp_path / split)).shards
+        kept.append((shard.bytes, kept_file(tmp_path, str(tmp_path / split), "model", "fp32")))
+    assert kept[0][0] == kept[1][0], "names and sizes do not tell them apart"
+    assert kept[0][1] != kept[1][1]
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory):
+    """Three clips without sound, one of them without a caption."""
+    folder = tmp_path_factory.mktemp("silent") / "test_silent"
+    writer = ShardWriter(folder / "clips", samples_per_shard=5)
+    for number, motion in enumerate(MOTIONS):
+        members = {"mp4": clip((220, 30, 30), motion), "json": {"label": "red", "motion": motion}}
+        writer.write(motion, members | ({"txt": f"red {motion}"} if number else {}))
+    writer.finish()
+    return folder
+
+
+def test_clips_that_turn_out_to_be_silent_are_still_found_by_words(measured, vatt, silent):
+    found, stdout = measured("retrieval", data=silent)
+    assert (found["pair"], found["n"]) == ("video-text", 2)
+    assert "audio" not in stdout
+    m = mmvit.load(vatt)
+    recalls = while_training.recall_of_pairs(m.model, m.tokenizer, str(silent), preprocess=PREPROCESS)
+    assert {name.split("_")[0] for name in recalls} == {"video-text", "text-video"}
+
+
+def test_recall_while_training_is_that_of_the_program(measured, vatt, clips, monkeypatch):
+    monkeypatch.setattr(while_training, "_TEXTS", 4)  # texts go through the tower in parts
+    found, _ = measured("retrieval", "--dedup-captions")
+    m = mmvit.load(vatt)
+    recalls = while_training.recall_of_pairs(m.model, m.tokenizer, str(clips), preprocess=PREPROCESS)
+    words = found["video-text"]["metrics"]
+    for k in (1, 5):
+        assert recalls[f"text-video_recall@{k}"] == pytest.approx(words[f"video_retrieval_recall@{k}"])
+        assert recalls[f"video-text_recall@{k}"] == pytest.approx(words[f"text_retrieval_recall@{k}"])
+
+
+def test_a_clip_without_a_caption_is_alone_in_its_group(measured):
+    named, _ = measured("zero_shot", "--label", "motion", "--interval", "text")
+    assert (named["acc1_interval"]["groups"], named["n"]) == (12, 12)
+    probed, _ = measured("probe", "--label", "motion", "--group-by", "text", "--folds", "3")
+    assert (probed["protocol"]["groups"], probed["protocol"]["groups_split"]) == (12, 0)
+
+
 def test_motions_are_named_as_the_api_names_them(measured, vatt, clips):
     options = ["--label", "motion", "--templates", "motion", "--interval", "label"]
     found, stdout = measured("zero_shot", *options)
@@ -234,5 +288,8 @@ def test_pictures_only_and_towers_that_read_no_words(program, model, shards, vat
     code, stdout, stderr = program("eval/retrieval.py", "--model", vatt, "--data", shards, *out)
     assert code == 0, stderr
     assert "text → image" in stdout  # in the columns of image-text pairs
+    words = ["--model", model, "--data", clips, "--modality", "image"]
+    code, _, stderr = program("eval/probe.py", *words, *out)
+    assert (code, "no image that both have" in stderr) == (2, True)
     code, _, stderr = program("eval/probe.py", "--model", model, "--data", shards, *out)
     assert code == 0, stderr

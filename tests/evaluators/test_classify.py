@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from mmvit.data.classes import ClassList
+from mmvit.data.write import ShardWriter
 from mmvit.errors import UserError
-from mmvit.evaluators.classify import classification_metrics, classify_samples
+from mmvit.evaluators.classify import classification_metrics, classify_samples, classify_split
 from mmvit.models.classifier import Classifier
 from mmvit.types import Batch
+from tests.eval.media_case import PREPROCESS, tone
 
 ONE = ClassList(("cat", "dog", "fox"))
 MANY = ClassList(("cat", "dog", "fox"), multi=True)
@@ -105,10 +107,22 @@ def test_what_lacks_the_modality_is_left_out():
     batch.audio_mask = torch.tensor([True, False, True])
     found = classify_samples(Told(), [batch], "audio", ONE, views=3)
     assert found.labels.tolist() == [0, 0]
+    assert found.found.keys == ["k0", "k2"], "in the order of the rows"
     assert torch.allclose(found.scores, torch.tensor(VIEWS).mean(1)[[0, 2]])
     batch.audio_mask = torch.zeros(3, dtype=torch.bool)
     with pytest.raises(UserError, match="none of the 3 samples has audio"):
         classify_samples(Told(), [batch], "audio", ONE, views=3)
+
+
+def test_bad_samples_are_counted_whatever_the_batches(tmp_path):
+    writer = ShardWriter(tmp_path / "sounds", samples_per_shard=9)
+    for name, sound in (("a", tone(300)), ("b", b"RIFFno"), ("c", tone(500)), ("d", b"")):
+        writer.write(name, {"wav": sound, "json": {"label": "cat"}})
+    writer.finish()
+    for at_once in (1, 4):
+        found = classify_split(Told(), str(tmp_path), PREPROCESS, "audio", ONE, at_once=at_once).found
+        assert found.keys == ["a", "c"]
+        assert sum(found.skipped.values()) == 2
 
 
 def test_the_classes_must_be_the_models():

@@ -91,6 +91,7 @@ def test_a_rank_without_any_sound_merges():
     deaf = embed_media([batch(3, 2, audio=[False, False])], {"audio": two_numbers})
     other = embed_media([batch(0, 3)], {"audio": two_numbers})
     assert "audio.vt" not in deaf.embeddings
+    assert merge([other, Embedded(torch.zeros(0), [], {}, [], [], {"bad": 2})]).skipped == {"bad": 2}
     whole = merge([deaf, other])
     assert whole.keys == ["k0", "k1", "k2", "k3", "k4"]
     assert whole.present["audio"].tolist() == [True, True, True, False, False]
@@ -125,7 +126,7 @@ def test_pairs_find_their_own_and_leave_out_who_lacks_a_side():
     for side in ("audio", "video"):
         assert found.metrics[f"{side}_retrieval_recall@1"] == 1
         assert found.metrics[f"{side}_retrieval_median_rank"] == 1
-        assert found.metrics[f"{side}_retrieval_chance@1"] == pytest.approx(1 / 5)
+        assert found.metrics[f"{side}_retrieval_chance@1"] == pytest.approx(1 / 5, rel=1e-12)
         assert found.metrics[f"{side}_retrieval_chance_mean_rank"] == 3
     texts = {f"text {i}": samples().embeddings["video.vt"][i] for i in range(6)}
     words = pair_retrieval(
@@ -184,6 +185,12 @@ def test_chance_of_ranks_is_the_mean_over_all_orders(positives):
     assert found["chance_median_rank"] == np.quantile(best, 0.5, method="inverted_cdf")
 
 
+@pytest.mark.parametrize("pool", [12, 144, 204, 297, 300, 1000])
+def test_half_of_an_even_pool_is_half_whatever_the_rounding(pool):
+    found = rank_chance(torch.arange(3), torch.arange(pool))
+    assert found["chance_median_rank"] == (pool + 1) // 2
+
+
 def test_chance_of_ranks_mixes_queries_and_leaves_out_those_without_an_answer():
     group_q, group_c = torch.tensor([0, 0, 1, 9]), torch.tensor([0, 1, 1, 1, 2, 3])
     found = rank_chance(group_q, group_c)
@@ -227,3 +234,10 @@ def test_every_pair_and_every_field_has_its_own_block():
     assert lines[6] == "corpus test · video by motion: 9 samples, 12 classes; percent"
     assert lines[9].split() == ["a", "│", "25.0", "│", "75.0"]
     assert lines[10].split() == ["chance", "│", "–", "│", "10.0"]
+    labels = ("label", "motion", "color")
+    for modality in ({"modality": "video"}, {}):  # pictures go without a word
+        named = [
+            result("zero_shot_classification", {"acc1": i / 4, "classes": 4}, label=label, **modality)
+            for i, label in enumerate(labels)
+        ]
+        assert [block.rows[0][1][0] for block in blocks(named)] == [0, 25, 50]

@@ -1,4 +1,4 @@
-"""VATT's spaces and their norm: torch's batch norm on one process, masks, large means, formulas."""
+"""VATT's spaces and their norm: torch's batch norm on one process, few rows, large means, formulas."""
 
 import pytest
 import torch
@@ -37,21 +37,6 @@ def test_it_is_torchs_batch_norm():
     assert (ours.eval()(x) - theirs.eval()(x)).abs().max() < 1e-12
 
 
-def test_masked_rows_change_nothing_for_the_others():
-    ours, _ = pair()
-    other, _ = pair()
-    x, mask = torch.randn(6, 5, dtype=torch.float64), torch.tensor([1, 0, 1, 1, 0, 1]).bool()
-    x.requires_grad_()
-    few = x.detach()[mask].requires_grad_()
-    out, wanted = ours(x, mask), other(few)
-    assert (out[mask] - wanted).abs().max() < 1e-12
-    out[mask].square().sum().backward()
-    wanted.square().sum().backward()
-    assert (x.grad[mask] - few.grad).abs().max() < 1e-12
-    assert (x.grad[~mask] == 0).all()
-    assert (ours.running_var - other.running_var).abs().max() < 1e-12
-
-
 def test_large_means_lose_no_digits():
     norm, x = GlobalBatchNorm(1), torch.tensor([[0.0], [1.0], [2.0], [3.0]])
     assert (norm(x + 1e6) - norm(x)).abs().max() < 1e-5
@@ -62,7 +47,7 @@ def test_too_few_rows_leave_the_statistics_alone(rows):
     norm = GlobalBatchNorm(3)
     out = norm(torch.full((rows, 3), 5.0))
     assert out.shape == (rows, 3)
-    assert torch.isfinite(norm(torch.full((4, 3), 5.0), torch.tensor([rows, 0, 0, 0]).bool())).all()
+    assert torch.isfinite(out).all()
     assert (norm.running_mean == 0).all()
     assert (norm.running_var == 1).all()
 

@@ -8,7 +8,10 @@ import torch
 import mmvit
 from mmvit.data.image import ImagePreprocess
 from mmvit.hub import load, save
+from mmvit.hub.card import card_text
 from mmvit.hub.plain import from_plain, kind_of, to_plain
+from mmvit.models.config import CoreConfig, DualEncoderConfig, TextTowerConfig
+from mmvit.models.presets import build_model, preset
 
 CORE = {"width": 32, "depth": 2, "num_heads": 4, "mlp_dim": 48}
 CLIPS = CORE | {"clip_size": (4, 16, 16), "patch_size": (2, 8, 8)}
@@ -39,6 +42,22 @@ def test_round_trip(kind, tmp_path):
     assert torch.equal(loaded.model(x), model(x))
     card = (tmp_path / "m" / "README.md").read_text()
     assert "mmvit.hub.load" in card
+
+
+@pytest.mark.parametrize(
+    ("modality", "task"), [("video", "feature-extraction"), ("audio", "zero-shot-audio")]
+)
+def test_the_card_of_a_pair_says_what_it_compares(modality, task):
+    first = "videomae_small_patch16_224" if modality == "video" else "ast_base_patch16"
+    tower = preset(first, **(CLIPS if modality == "video" else SOUNDS))
+    text = TextTowerConfig(core=CoreConfig(**CORE), vocab_size=56, context_length=8, embed_dim=32)
+    config = DualEncoderConfig(image=tower, text=text)
+    facts = {"kind": "dual_encoder", "model": to_plain(config), "card": {}, "fingerprint": "0" * 64}
+    card = card_text("heard", facts, build_model(config))
+    assert f"A{'n' * (modality == 'audio')} {modality}-text pair of" in card
+    assert f"encode({modality}=[" in card
+    assert f"pipeline_tag: {task}" in card
+    assert "image" not in card
 
 
 def test_what_does_not_belong_is_refused(tmp_path):
@@ -72,7 +91,5 @@ def test_a_classifier_of_another_kind_is_refused():
     "name", ["coca_base_patch32", "owlvit_base_patch32", "siglip2_base_patch32_256", "minilm_l6"]
 )
 def test_configs_survive_plain_data(name):
-    from mmvit.models.presets import preset
-
     config = preset(name)
     assert from_plain(kind_of(config), json.loads(json.dumps(to_plain(config))), "here") == config

@@ -201,6 +201,10 @@ def test_what_is_no_whisper_is_said(tmp_path):
         rest = {n: v for n, v in arrays.items() if n != name}
         with pytest.raises(ValueError, match=f"has no '{name}'"):
             hub.from_ctranslate2(files.write(tmp_path / "t.bin", rest))
+    for heads in (0, -1):
+        wrong = arrays | {"encoder/num_heads": np.array(heads, np.int16)}
+        with pytest.raises(ValueError, match=f"has {heads} heads of attention, expected at least 1"):
+            hub.from_ctranslate2(files.write(tmp_path / "t.bin", wrong))
     rest = {n: v for n, v in arrays.items() if n != "encoder/layer_1/ffn/linear_1/bias"}
     with pytest.raises(ValueError, match=r"missing: core.blocks.1.mlp.fc2.bias"):
         hub.from_ctranslate2(files.write(tmp_path / "t.bin", rest))

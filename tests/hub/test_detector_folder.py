@@ -70,7 +70,7 @@ def test_what_feeds_a_detector_is_asked_for(tmp_path):
         hub.save(model, tmp_path / "m", preprocess=PICTURES)
     with pytest.raises(ValueError, match="the tokenizer gives 77 tokens, the text tower takes 8"):
         hub.save(model, tmp_path / "m", preprocess=PICTURES, tokenizer=ClipTokenizer())
-    with pytest.raises(ValueError, match="no multiple of patch_size=8"):
+    with pytest.raises(ValueError, match="expected multiples of patch_size=8"):
         hub.save(model, tmp_path / "m", preprocess=ImagePreprocess(size=(30, 30)), tokenizer=WORDS)
 
 

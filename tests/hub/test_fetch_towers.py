@@ -118,6 +118,8 @@ def test_folder_names_tell_what_was_cut(program) -> None:
     cut = program.Config(dinov2_depth=11, dinov2_norm=False)
     assert program.folder_name(name, cut) == f"{name}_11blocks_nonorm"
     assert program.folder_name("minilm", cut) == "minilm"
+    assert program.folder_name("whisper_base", program.Config()) == "whisper_base"
+    assert program.folder_name("whisper_base", program.Config(seconds=2.5)) == "whisper_base_2.5s"
 
 
 def tower(name: str) -> "mmvit.Embedder":

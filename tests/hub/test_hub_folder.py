@@ -146,7 +146,7 @@ def test_parts_that_do_not_fit_are_refused(pair, tmp_path) -> None:
         save(pair, tmp_path / "m", tokenizer=tokenizer())
     with pytest.raises(ValueError, match="with_context\\(8\\)"):
         save(pair, tmp_path / "m", preprocess=PICTURES, tokenizer=tokenizer().with_context(9))
-    with pytest.raises(ValueError, match="no multiple of patch_size=8"):
+    with pytest.raises(ValueError, match="expected multiples of patch_size=8"):
         save(pair, tmp_path / "m", preprocess=ImagePreprocess(size=(20, 20)), tokenizer=tokenizer())
     with pytest.raises(ValueError, match="cannot save a model whose config is a NoneType"):
         save(torch.nn.Linear(2, 2), tmp_path / "m")

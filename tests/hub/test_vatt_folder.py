@@ -118,18 +118,20 @@ def test_what_does_not_fit_is_refused(tmp_path):
         save(model, to, tokenizer=WORDS)
     with pytest.raises(ValueError, match="a vatt takes clips or sounds"):
         save(model, to, preprocess=ImagePreprocess(size=(32, 32)), tokenizer=WORDS)
-    with pytest.raises(ValueError, match="a vatt takes audio: its ClipPreprocess has none"):
+    with pytest.raises(ValueError, match="the tower takes audio: its ClipPreprocess has none"):
         save(model, to, preprocess=ClipPreprocess(video=CLIPS.video), tokenizer=WORDS)
     with pytest.raises(ValueError, match="a vatt needs its tokenizer"):
         save(model, to, preprocess=CLIPS)
     odd = dataclasses.replace(CLIPS, video=VideoPreprocess(size=(32, 40), frames=4, fps=4))
-    with pytest.raises(ValueError, match=r"preprocess.video gives \(3, 4, 32, 40\), the tower takes"):
+    with pytest.raises(ValueError, match=r"fit the tower: clip_size is \(4, 32, 40\), expected multiples"):
         save(model, to, preprocess=odd, tokenizer=WORDS)
     mel = AudioPreprocess(features="log_mel", sample_rate=48_000, samples=48_000, mel_bins=80)
-    with pytest.raises(ValueError, match="a waveform whose samples are a multiple of patch_size=128"):
+    with pytest.raises(ValueError, match=r"the preprocessing gives \(47, 80\), the tower takes a waveform"):
         save(model, to, preprocess=dataclasses.replace(CLIPS, audio=mel), tokenizer=WORDS)
     with pytest.raises(ValueError, match="the tokenizer has 42 tokens, the text tower 5"):
         save(model, to, preprocess=CLIPS, tokenizer=WordTokenizer([f"w{i}" for i in range(40)]))
     with pytest.raises(ValueError, match="an?.* reads no text: leave the tokenizer out"):
         save(model.audio, to, preprocess=ClipPreprocess(audio=CLIPS.audio), tokenizer=WORDS)
+    with pytest.raises(ValueError, match="a text_tower takes no clips or sounds: leave preprocess out"):
+        save(model.text, to, preprocess=CLIPS, tokenizer=WORDS)
     assert not to.exists()

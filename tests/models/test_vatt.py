@@ -8,7 +8,9 @@ import torch
 
 import mmvit
 from mmvit.models.audio import WaveformTower
+from mmvit.models.build import build_tower
 from mmvit.models.config import (
+    AudioTowerConfig,
     TextTowerConfig,
     VattConfig,
     VideoTowerConfig,
@@ -17,6 +19,7 @@ from mmvit.models.config import (
 )
 from mmvit.models.core_config import CoreConfig
 from mmvit.models.presets import build_model, preset
+from mmvit.models.stem_config import PatchStemConfig
 from mmvit.models.vatt import Vatt
 from mmvit.models.video import VideoTower
 
@@ -177,14 +180,6 @@ def test_pictures_stand_still_for_one_tubelet():
     assert model.video.tokens(model.still(pictures)).grid == (1, 2, 2)
 
 
-def test_rows_that_are_none_stay_out_of_the_norms():
-    model, x = small(), inputs(4)
-    few = small()
-    real = torch.tensor([True, True, False, True])
-    out = model.encode_video(x["video"], real=real)["vt"][real]
-    torch.testing.assert_close(out, few.encode_video(x["video"][real])["vt"], rtol=0, atol=1e-5)
-
-
 def test_given_towers_are_used_and_described():
     torch.manual_seed(0)
     seen = VideoTower(
@@ -285,5 +280,30 @@ def test_positions_of_a_shorter_sound_may_be_the_first_ones():
     x = torch.randn(1, 1280)
     short, whole = model.tokens(x[:, :640]).values, model.tokens(x).values
     torch.testing.assert_close(short, whole[:, : 1 + 5])
-    with pytest.raises(ValueError, match="samples is 1000, expected a multiple of patch_size=128"):
-        WaveformTower(dataclasses.replace(tower, samples=1000))
+
+
+WAVE = config(False).audio
+MEL = AudioTowerConfig(core=CORE, spectrogram_size=(150, 80), stem=PatchStemConfig(patch=(0, 5)))
+
+
+@pytest.mark.parametrize(
+    ("described", "change", "message"),
+    [
+        (WAVE, {"samples": 1000}, "samples is 1000, expected a multiple of patch_size=128"),
+        (WAVE, {"patch_size": 0}, "samples is 1280, expected a multiple of patch_size=0, both at least 1"),
+        (MEL, {}, r"150 frames x 80 mel bands, expected multiples of the patch \(0, 5\)"),
+        (config().video, {"patch_size": (0, 16, 16)}, r"expected multiples of patch_size=\(0, 16, 16\)"),
+        (WAVE, {"position": "none"}, "position_norm is True and position is 'none'"),
+        (WAVE, {"post_projection": 32, "pool": "map"}, "post_projection is 32 and pool is 'map'"),
+    ],
+)
+def test_towers_that_cannot_be(described, change, message):
+    with pytest.raises(ValueError, match=message):
+        build_tower(dataclasses.replace(described, **change))
+
+
+def test_the_norm_of_positions_is_on_the_special_tokens_position_too():
+    made = WaveformTower(dataclasses.replace(WAVE, class_position=True))
+    torch.nn.init.normal_(made.cls_token)
+    wanted = made.cls_token[0, 0] + made.pos_norm(made.pos_embed[0, 0])
+    torch.testing.assert_close(made.tokens(torch.randn(2, 1280)).values[1, 0], wanted)

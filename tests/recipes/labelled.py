@@ -57,7 +57,10 @@ def sound(rng, tones):
 
 
 def write(out):
-    """train/, more/ and val/ with clips (motion) and sounds (tones, a list), and a folder of each tower."""
+    """train/, more/ and val/ with clips (motion) and sounds (tones, a list), and a folder of each tower.
+
+    odd/ has a clip whose motion occurs nowhere else.
+    """
     rng = random.Random(0)
     for split, count in (("train", 36), ("more", 13), ("val", 12)):
         with ShardWriter(out / split / "clips" / "a", 10) as writer:
@@ -68,6 +71,8 @@ def write(out):
             for i in range(count):
                 tones = [tone for bit, tone in enumerate(("low", "high")) if i >> bit & 1]
                 writer.write(f"{split}{i:03d}", sound(rng, tones) | {"json": {"tones": tones}})
+    with ShardWriter(out / "odd" / "clips" / "a", 10) as writer:
+        writer.write("odd", clip(rng, "left") | {"json": {"motion": "spinning", "fps": FPS}})
     torch.manual_seed(3)
     video = ClipPreprocess(video=VideoPreprocess(size=(16, 16), frames=4, fps=FPS))
     audio = ClipPreprocess(audio=AudioPreprocess(sample_rate=RATE, samples=1024))

@@ -222,6 +222,7 @@ MISTAKES = [
     ({"--data.modality": "audio"}, "has no audio tower of ours that a classifier could stand on"),
     ({"--data.modality": "smell"}, "invalid choice 'smell'"),
     ({"--data.crops": 0, "--data.val": "VAL"}, "views=1 and crops=0 must be at least 1"),
+    ({"--data.val": "ODD"}, "--data.val .*: none of the 1 samples has a label among the 3 classes"),
     ({"--model.tower": ""}, "--model.tower is missing: the folder of a trained tower, or a preset's name"),
     ({"--model.tower": "/nowhere"}, "no folder or preset '/nowhere'"),
     ({"--model.tower": "vit_tiny"}, "no folder or preset 'vit_tiny': did you mean"),
@@ -242,7 +243,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("changes", "said"), MISTAKES, ids=[" ".join(changes) for changes, _ in MISTAKES])
 def test_mistakes_say_what_to_do_in_one_line(classify, corpus, data, changes, said):
-    wrong = {"TEXT": corpus / "text", "VAL": data / "val" / "clips"}
+    wrong = {"TEXT": corpus / "text", "VAL": data / "val" / "clips", "ODD": data / "odd" / "clips"}
     with pytest.raises(UserError, match=said) as caught:
         classify("video", {name: wrong.get(value, value) for name, value in changes.items()})
     assert "\n" not in str(caught.value)

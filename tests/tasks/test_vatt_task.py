@@ -1,5 +1,6 @@
 """The task: terms, rows that lack modalities, stills, DropToken, locked towers, micro-batches."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -7,9 +8,17 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from mmvit.errors import UserError
 from mmvit.losses import mil_nce_loss
-from mmvit.models.config import VattConfig, VideoTowerConfig, WaveformTowerConfig, WordTowerConfig
-from mmvit.models.core_config import CoreConfig
+from mmvit.models.config import (
+    AudioTowerConfig,
+    VattConfig,
+    VideoTowerConfig,
+    WaveformTowerConfig,
+    WordTowerConfig,
+)
+from mmvit.models.core_config import CoreConfig, SwinConfig
+from mmvit.models.stem_config import FrameStemConfig
 from mmvit.models.vatt import Vatt
 from mmvit.tasks.vatt import VattTask, kept_tokens
 from mmvit.train.freeze import freeze
@@ -17,12 +26,12 @@ from mmvit.train.step import Engine, Trainable, train_step
 from mmvit.types import Batch
 
 P = 3
+CORE = CoreConfig(width=16, depth=2, num_heads=2, mlp_dim=32)
 
 
 def model(shared=True, spaces="fac"):
     torch.manual_seed(0)
-    core = CoreConfig(width=16, depth=2, num_heads=2, mlp_dim=32)
-    after = 16 if shared else None
+    core, after = CORE, 16 if shared else None
     towers = {
         "core": core,
         "class_token": True,
@@ -284,6 +293,17 @@ def test_plain_captions_are_single_candidates():
     torch.testing.assert_close(task_of()(one)["loss"], task_of()(given)["loss"])
 
 
+def test_a_caption_without_a_word_is_no_text():
+    given = batch()
+    one = Batch(keys=given.keys, video=given.video, audio=given.audio)
+    one.text, one.text_mask = given.candidates[:, 0], given.candidates_mask[:, 0].clone()
+    one.text_mask[2] = False
+    given.candidate_mask = given.candidate_mask & (torch.arange(P) == 0)
+    given.candidate_mask[2] = False
+    assert task_of()(one)["rows_text"] == 7 / 8
+    torch.testing.assert_close(task_of()(one)["loss_vt"], task_of()(given)["loss_vt"])
+
+
 def test_more_and_fewer_texts_than_candidates():
     given = batch()
     wide = VattTask(model(), num_candidates=5).double()
@@ -335,6 +355,31 @@ def test_what_the_step_asks_of_a_task():
     assert out["loss"].dtype == torch.float32
     wide = F.normalize(task.embed(given)[0], dim=-1)
     assert wide.isfinite().all()
+
+
+SILENT = FrameStemConfig(skip_silence=True)
+WHOLE = {
+    "stem leaves out silence by itself": {"stem": SILENT, "position": "sincos1d_whisper"},
+    "core computes whole grids only": {
+        "core": SwinConfig(width=16, num_heads=(2,), depths=(1,), window=2),
+        "patch_size": 4,
+        "patch_stride": (4, 4),
+        "position": "none",
+    },
+}
+
+
+@pytest.mark.parametrize("why", WHOLE)
+def test_towers_that_cannot_drop_tokens_say_so(why):
+    fields = {"core": CORE, "class_token": False, "position_resample": "crop", "pool": "mean"} | WHOLE[why]
+    heard = AudioTowerConfig(spectrogram_size=(16, 8), **fields)
+    whole = dataclasses.replace(model(shared=False).config, audio=heard)
+    given = batch()
+    given.audio = torch.randn(8, 16, 8) * (torch.arange(16) < 6)[:, None]
+    message = f"the audio tower's {why}, and 0.5 .* set --loss.audio-keep-rate to 1"
+    with pytest.raises(UserError, match=message):
+        VattTask(Vatt(whole), num_candidates=P).train()(given)
+    assert VattTask(Vatt(whole), num_candidates=P, audio_keep_rate=1).train()(given)["loss"].isfinite()
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ class Collection:
                 found[name] = [self._hit(int(row), score) for row, score in pairs]
         return found
 
-    def content(self, row: int) -> tuple[bytes, str]:
-        """(bytes, extension) of a row, as a browser can show it.
+    def source(self, row: int) -> tuple[bytes | Path, str]:
+        """(bytes, or the file they lie in; extension) of a row, as a browser can show it.
 
         Raises:
             IndexError: no such row.
@@ -118,13 +118,9 @@ class Collection:
         content = next(
             (i.content for i in items if i.modality == modality and i.extension == extension), None
         )
-        try:
-            data = content.read_bytes() if isinstance(content, Path) else content
-        except OSError as error:
-            raise UserError(f"{self.keys[row]} cannot be read any more: {error.strerror}") from None
-        if data is None:
+        if content is None or (isinstance(content, Path) and not content.is_file()):
             raise UserError(f"{self.keys[row]} cannot be read any more")
-        return (_as_png(data), "png") if extension in _SHOWN_AS_PNG else (data, extension)
+        return (_as_png(content), "png") if extension in _SHOWN_AS_PNG else (content, extension)
 
     def captions(self, count: int = 6) -> list[str]:
         """Up to `count` captions of things spread over the collection, each once."""
@@ -140,7 +136,7 @@ class Collection:
             UserError: it cannot be read.
         """
         try:
-            with open_sound(self.content(row)[0]) as sound:
+            with open_sound(self.source(row)[0]) as sound:
                 values = np.abs(sound.read(0, round(min(seconds, sound.seconds) * sound.rate)))
         except BadSample as error:
             raise UserError(f"{self.keys[row]}: {error}") from None
@@ -183,10 +179,11 @@ def gather(model: Embedder, data: str, folder: Path, config: embed.Config) -> Co
     return Collection(items, keys, places, embeddings)
 
 
-def _as_png(data: bytes) -> bytes:
+def _as_png(source: bytes | Path) -> bytes:
     try:
+        data = source.read_bytes() if isinstance(source, Path) else source
         picture = load_rgb(open_image(data, 64_000_000), (255, 255, 255))
-    except BadSample as error:
+    except (BadSample, OSError) as error:
         raise UserError(str(error)) from None
     out = io.BytesIO()
     Image.Image.save(picture, out, "png")

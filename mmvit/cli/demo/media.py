@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mmvit.cli.demo.cards import wave
@@ -55,10 +56,13 @@ def span(header: str, size: int) -> tuple[int, int] | None:
 def _thing(collection: Collection, request: Any) -> Any:
     response: Any = need("starlette.responses", "demo").Response
     try:
-        data, extension = collection.content(request.path_params["row"])
+        data, extension = collection.source(request.path_params["row"])
     except (IndexError, UserError) as error:
         return response(str(error), status_code=404, media_type="text/plain", headers=_HEADERS)
     kind, headers = TYPES.get(extension, "application/octet-stream"), {**_HEADERS, "Accept-Ranges": "bytes"}
+    if isinstance(data, Path):  # sent piece by piece: a film may be larger than the memory
+        whole: Any = need("starlette.responses", "demo").FileResponse
+        return whole(data, media_type=kind, headers=headers)
     try:
         asked = span(request.headers.get("range", ""), len(data))
     except ValueError:

@@ -73,9 +73,11 @@ def comparison(blocks: Sequence[Block]) -> str:
     if not blocks:
         return ""
     text = (
-        "Percent. <b>Zero-shot</b>: a picture is named out of all the labels of its split. "
-        "<b>Retrieval</b>: a caption looks for its picture, or a picture for its caption, among all of the "
-        "split; R@K asks whether a right one is among the first K. <b>Detection</b>: average precision of "
+        "Percent. <b>Zero-shot</b>: a picture, clip or sound is named out of all the labels of its split; "
+        "<b>probe</b>: by a linear classifier of locked features; <b>trained</b>: by a classifier; bal. is "
+        "the mean over the classes. <b>Retrieval</b>, a → b: with a one looks for the b that belongs to it, "
+        "among all of the split; R@K asks whether a right one is among the first K, MedR is the median rank "
+        "of the first right one (a rank, as d' is no percentage). <b>Detection</b>: average precision of "
         "boxes, every label of the split asked in every scene; apart for labels that training had boxes of; "
         "one-shot asks with a box in place of a name. Bold green is the best run; chance is what a random "
         "order reaches, of boxes: the same boxes under wrong names."

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmvit.data.audio import AudioPreprocess
+from mmvit.data.clap_spectrogram import steps
 from mmvit.data.clip import ClipPreprocess
 from mmvit.data.video import VideoPreprocess
 from mmvit.hub.preprocess import preprocess_of
@@ -18,6 +19,7 @@ from mmvit.models.config import AudioTowerConfig, ClassifierConfig, DualEncoderC
 
 _FILTERS: dict[Any, Any] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _PADS = {"repeatpad": "repeat", "pad": "silence"}
+_STEPS = ("fft_window_size", "hop_length")
 
 
 def clip_preprocess(config: Any, saved: Mapping[str, Any]) -> ClipPreprocess | None:
@@ -28,7 +30,7 @@ def clip_preprocess(config: Any, saved: Mapping[str, Any]) -> ClipPreprocess | N
         saved: the folder's preprocessor_config.json, empty without one; its own word comes first.
 
     Raises:
-        ValueError: a way of padding sounds that ours has not.
+        ValueError: a way of padding sounds, or windows of a spectrogram, that ours has not.
     """
     tower = config.tower if isinstance(config, ClassifierConfig) else config
     tower = tower.image if isinstance(tower, DualEncoderConfig) else tower
@@ -82,6 +84,9 @@ def _clap(audio: AudioPreprocess, saved: Mapping[str, Any]) -> AudioPreprocess:
     padding = saved.get("padding", "repeatpad")
     if padding not in _PADS:
         raise ValueError(f"padding is '{padding}', expected one of {', '.join(_PADS)}")
+    cut = tuple(saved.get(name, own) for name, own in zip(_STEPS, steps(rate), strict=True))
+    if cut != steps(rate):
+        raise ValueError(f"{' and '.join(_STEPS)} are {cut}, expected {steps(rate)} at {rate} Hz")
     return replace(
         audio,
         sample_rate=rate,

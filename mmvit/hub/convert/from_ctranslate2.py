@@ -91,11 +91,13 @@ def _described(found: Variables, path: Path) -> AudioTowerConfig:
     for name, axes in needed.items():
         if name not in tensors or tensors[name].ndim != axes:
             raise ValueError(f"'{path}' has no '{name}' of {axes} axes: not a Whisper encoder")
+    if (heads := int(tensors[_HEADS])) < 1:
+        raise ValueError(f"'{path}' has {heads} heads of attention, expected at least 1")
     rows, width = tensors["encoder/position_encodings/encodings"].shape
     core = CoreConfig(
         width=width,
         depth=sum(name.endswith("/ffn/layer_norm/gamma") for name in tensors),
-        num_heads=int(tensors[_HEADS]),
+        num_heads=heads,
         mlp_dim=tensors["encoder/layer_0/ffn/linear_0/weight"].shape[0],
         **CORE,
     )

@@ -107,10 +107,12 @@ def _read(reader: _Reader, wanted: Callable[[str], bool]) -> Variables:
         raise ValueError(f"its version is {version}, expected {VERSION}")
     found = Variables(reader.name("the architecture"))
     reader.number("I", "the revision")
+    seen: set[str] = set()
     for i in range(reader.number("I", "the number of variables")):
         name = reader.name(f"the name of variable {i}")
-        if name in found.tensors or name in found.others:
+        if name in seen:
             raise ValueError(f"'{name[:100]}' is there twice")
+        seen.add(name)
         shape, kind, count = _described(reader, f"'{name[:100]}'")
         if not wanted(name.removesuffix(_SCALE)):
             reader.skip(count, f"'{name[:100]}'")
