@@ -39,6 +39,7 @@ from mmvit.errors import one_line
 from mmvit.options import parse
 
 BUILDER = 1  # raise it when the same packages would give other shards: every part is then built again
+CHANGED = {"narrated": 2}  # the same for single parts
 
 PartName = Literal[
     "emoji", "stamps", "clipart", "scratch", "sounds", "spoken", "scenes", "clips", "speech", "narrated",
@@ -138,6 +139,7 @@ class Build:
         sources = [self.packages[PACKAGES[n].name].title for n in names if PACKAGES[n].name in self.packages]
         below = [PartWriter(self.config.out, other).recipe_on_disk() for other in COMPOSED.get(part, ())]
         recipe = repr((BUILDER, part, self.config.small, sources, self.held.words, below))
+        recipe += f" {CHANGED[part]}" if part in CHANGED else ""
         return PartWriter(self.config.out, part, hashlib.sha256(recipe.encode()).hexdigest()[:16])
 
     def _part(self, part: str, pool: ProcessPoolExecutor) -> None:

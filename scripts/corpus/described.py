@@ -19,12 +19,12 @@ from PIL import Image
 from corpus.clips import RATE, SIZE, frames
 from corpus.cutouts import CutOut, cut_outs
 from corpus.fetch import Fetched
-from corpus.narrated import chosen, narration, noun_of, usable
+from corpus.narrated import NARRATORS, chosen, narration, noun_of, usable
 from corpus.parts import Job
 from corpus.scenes import backdrop
 from corpus.scratch import backgrounds, label_of
 from corpus.sounds import wav_bytes
-from corpus.speech import LICENCE, VOICES, Program
+from corpus.speech import LICENCE, Program
 from corpus.words import HeldOut, words_of
 
 COUNTS = {"train": 2000, "val": 160, "test_style": 304, "test_concept": 304}  # multiples of eight
@@ -47,12 +47,12 @@ def jobs(out: Path, espeak: Program, title: str, scratch: Fetched, folder: Path,
     for split, places in backgrounds(folder, held).items():
         objects = [cut for cut in cut_outs(out, split) if colorless(cut.label, held, split)]
         order = chosen(objects, random.Random(f"described {split}"))
-        voices = VOICES.get(split, VOICES["test"])
         for index in range(COUNTS[split] if objects and places else 0):
             cut, color = next(order), list(COLORS)[index % len(COLORS)]
             key = f"{split}-{index:05d}"
             draw = random.Random(f"describe {key}")
-            place, voice, texts = draw.choice(places), draw.choice(voices), wordings(cut.label, color, draw)
+            place, voice = draw.choice(places), draw.choice(NARRATORS[split])
+            texts = wordings(cut.label, color, draw)
             facts = {
                 "label": cut.label,
                 "color": color,
@@ -67,8 +67,8 @@ def jobs(out: Path, espeak: Program, title: str, scratch: Fetched, folder: Path,
                 "licence": " + ".join(sorted({cut.licence, scratch.package.licence, LICENCE})),
                 "split": {"name": split, "by": "objects, background and voice"},
             }
-            speed = draw.randint(150, 190)
-            work = (key, color, str(place), cut, espeak, texts[0], voice, speed)
+            manner = (draw.randint(150, 190), draw.randint(25, 75) if split == "train" else 50)
+            work = (key, color, str(place), cut, espeak, texts[0], voice, manner)
             listed.append(Job(key, split, texts[0], facts, work))
     return listed
 
@@ -94,10 +94,10 @@ def tinted(ground: np.ndarray, color: str) -> np.ndarray:
     return np.round(dark + (bright - dark) * light[..., None]).astype(np.uint8)
 
 
-def make(work: tuple[str, str, str, CutOut, Program, str, str, int]) -> dict[str, Any] | str:
+def make(work: tuple[str, str, str, CutOut, Program, str, str, tuple[int, int]]) -> dict[str, Any] | str:
     """`png`, `wav` and the JSON's box; or why not."""
-    key, color, path, cut, espeak, text, voice, speed = work
-    spoken = narration(espeak, text, voice, speed)
+    key, color, path, cut, espeak, text, voice, manner = work
+    spoken = narration(espeak, text, voice, manner)
     if isinstance(spoken, str):
         return spoken
     draw = random.Random(f"picture described {key}")

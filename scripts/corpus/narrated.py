@@ -29,6 +29,17 @@ from corpus.words import HeldOut, singular_of, words_of
 COUNTS = {"train": 3000, "val": 204, "test_style": 300, "test_concept": 300}  # multiples of twelve
 SHARES = {"emoji": 0.55, "stamps": 0.35, "scratch": 0.1}
 SECONDS = FRAMES / FPS
+# Who speaks. Training hears many: with a handful of voices, a model of sounds learns them and not the words.
+VARIANTS = (
+    "m1", "m2", "m3", "m4", "m8", "f1", "f2", "f5", "adam", "belinda", "caleb", "david", "ed", "grandma",
+    "grandpa", "linda", "michael", "rob", "steph", "victor",
+)  # fmt: skip
+ACCENTS = ("en", "en-us", "en-us-nyc", "en-gb-scotland")  # "en-gb" takes no variant
+NARRATORS = {
+    **dict.fromkeys(("test_style", "test_concept"), VOICES["test"]),
+    "val": VOICES["val"],
+    "train": tuple(f"{accent}+{variant}" for accent in ACCENTS for variant in VARIANTS),
+}
 MARGIN = 0.04  # s of quiet before and after the voice, at least
 FASTEST = 400  # words a minute; beyond it the synthesiser can hardly be understood
 LONGEST_LABEL = 24  # characters
@@ -61,12 +72,15 @@ def jobs(out: Path, espeak: Program, title: str, scratch: Fetched, folder: Path,
     for split, places in backgrounds(folder, held).items():
         objects = [cut for cut in cut_outs(out, split) if usable(cut.label, held, split)]
         order = chosen(objects, random.Random(f"narrated {split}"))
-        voices = VOICES.get(split, VOICES["test"])
         for index in range(COUNTS[split] if objects and places else 0):
             cut, motion = next(order), list(MOTIONS)[index % len(MOTIONS)]
             key = f"{split}-{index:05d}"
             draw = random.Random(f"narrate {key}")
-            place, voice, texts = draw.choice(places), draw.choice(voices), wordings(cut.label, motion, draw)
+            place, voice, texts = (
+                draw.choice(places),
+                draw.choice(NARRATORS[split]),
+                wordings(cut.label, motion, draw),
+            )
             facts = {
                 "label": cut.label,
                 "motion": motion,
@@ -83,8 +97,8 @@ def jobs(out: Path, espeak: Program, title: str, scratch: Fetched, folder: Path,
                 "licence": " + ".join(sorted({cut.licence, scratch.package.licence, LICENCE})),
                 "split": {"name": split, "by": "objects, background and voice"},
             }
-            speed = draw.randint(150, 190)
-            work = (key, motion, str(place), cut, espeak, texts[0], voice, speed)
+            manner = (draw.randint(150, 190), draw.randint(25, 75) if split == "train" else 50)
+            work = (key, motion, str(place), cut, espeak, texts[0], voice, manner)
             listed.append(Job(key, split, texts[0], facts, work))
     return listed
 
@@ -141,11 +155,19 @@ def noun_of(label: str) -> tuple[str, str]:
     return f"{'an' if label[0].lower() in 'aeiou' else 'a'} {label}", "is"
 
 
-def narration(espeak: Program, text: str, voice: str, speed: int) -> np.ndarray | str:
-    """The spoken text (n,) float32 at 16 kHz, read as fast as two seconds ask for; or why not."""
+def narration(espeak: Program, text: str, voice: str, manner: tuple[int, int]) -> np.ndarray | str:
+    """The spoken text (n,) float32 at 16 kHz, read as fast as two seconds ask for; or why not.
+
+    Args:
+        espeak: what speaks.
+        text: what is said.
+        voice: who says it.
+        manner: words a minute at first, and pitch 0..99.
+    """
+    speed, pitch = manner
     longest = int((SECONDS - 2 * MARGIN) * RATE)
     while True:
-        wav = to_wav_or_none(espeak.say(text, voice, speed))
+        wav = to_wav_or_none(espeak.say(text, voice, speed, pitch))
         if wav is None:
             return "not spoken"
         spoken = np.frombuffer(wav[44:], "<i2").astype(np.float32) / 32768
@@ -167,10 +189,10 @@ def mixed(spoken: np.ndarray, own: np.ndarray | None, draw: random.Random) -> tu
     return np.clip(track, -1, 1), start / RATE
 
 
-def make(work: tuple[str, str, str, CutOut, Program, str, str, int]) -> dict[str, Any] | str:
+def make(work: tuple[str, str, str, CutOut, Program, str, str, tuple[int, int]]) -> dict[str, Any] | str:
     """`mp4` and the JSON's boxes per frame and seconds of the narration; or why not."""
-    key, motion, path, cut, espeak, text, voice, speed = work
-    spoken = narration(espeak, text, voice, speed)
+    key, motion, path, cut, espeak, text, voice, manner = work
+    spoken = narration(espeak, text, voice, manner)
     if isinstance(spoken, str):
         return spoken
     draw = random.Random(f"move narrated {key}")

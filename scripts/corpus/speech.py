@@ -55,9 +55,9 @@ class Program:
         """True when it can speak one word."""
         return to_wav_or_none(self.say("fox", "en-us", 160)) is not None
 
-    def say(self, text: str, voice: str, speed: int) -> bytes:
-        """The WAV bytes of `text`; empty when the program fails."""
-        command = [self.command, "-v", voice, "-s", str(speed), "--stdout", "--", text]
+    def say(self, text: str, voice: str, speed: int, pitch: int = 50) -> bytes:
+        """The WAV bytes of `text` at `speed` words a minute, `pitch` 0..99; empty when the program fails."""
+        command = [self.command, "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", "--", text]
         environment = dict(os.environ)
         if self.root is not None:
             libraries = [str(path) for path in sorted((self.root / "usr/lib").glob("*-linux-gnu*"))]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from corpus import described
 from corpus.cutouts import CutOut
+from corpus.narrated import NARRATORS
 from corpus.sounds import wav_bytes
-from corpus.speech import VOICES
 from corpus.words import HeldOut
 from PIL import Image
 
@@ -31,7 +31,7 @@ class Voice:
     def __init__(self, seconds):
         self.seconds = seconds
 
-    def say(self, text, voice, speed):
+    def say(self, text, voice, speed, pitch=50):
         return tone(self.seconds * 100 / speed)
 
 
@@ -90,7 +90,16 @@ def test_a_picture_shows_what_is_said_and_is_reproducible(tmp_path):
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (150, 200, 3), dtype=np.uint8)).save(
         tmp_path / "meadow.png"
     )
-    work = ("train-00000", "red", str(tmp_path / "meadow.png"), fox(), Voice(1.4), "fox on red", "en", 160)
+    work = (
+        "train-00000",
+        "red",
+        str(tmp_path / "meadow.png"),
+        fox(),
+        Voice(1.4),
+        "fox on red",
+        "en",
+        (160, 50),
+    )
     made = described.make(work)
     assert made == described.make(work)
     pixels = np.asarray(Image.open(io.BytesIO(made["png"])))
@@ -125,6 +134,6 @@ def test_splits_keep_objects_and_voices_apart_and_colours_are_even(tmp_path, mon
         jobs = [job for job in planned if job.split == split]
         assert {job.facts["label"] for job in jobs} == {label}, "no label of a colour"
         assert Counter(job.facts["color"] for job in jobs) == dict.fromkeys(described.COLORS, 2)
-        assert {job.facts["voice"] for job in jobs} <= set(VOICES.get(split, VOICES["test"]))
+        assert {job.facts["voice"] for job in jobs} <= set(NARRATORS[split])
         assert all(job.caption == job.facts["texts"]["en"][0] == job.work[5] for job in jobs)
         assert all(f"on {job.facts['color']}" in job.caption for job in jobs)

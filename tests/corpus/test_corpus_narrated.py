@@ -13,7 +13,6 @@ from corpus import narrated
 from corpus.clips import FRAMES, MOTIONS, RATE
 from corpus.cutouts import CutOut
 from corpus.sounds import wav_bytes
-from corpus.speech import VOICES
 from corpus.words import HeldOut
 from PIL import Image
 
@@ -28,7 +27,7 @@ class Voice:
     def __init__(self, seconds):
         self.seconds, self.speeds = seconds, []
 
-    def say(self, text, voice, speed):
+    def say(self, text, voice, speed, pitch=50):
         self.speeds.append(speed)
         return tone(self.seconds * 100 / speed)
 
@@ -57,12 +56,21 @@ def test_every_motion_is_said_in_two_ways():
     assert not any(count % len(MOTIONS) for count in narrated.COUNTS.values()), "motions in equal numbers"
 
 
+def test_no_voice_stands_in_two_splits():
+    names = {split: {voice.split("+")[1] for voice in voices} for split, voices in narrated.NARRATORS.items()}
+    assert not names["train"] & (names["val"] | names["test_style"] | names["test_concept"])
+    assert not names["val"] & names["test_style"]
+    assert len(set(narrated.NARRATORS["train"])) == 80
+
+
 def test_a_text_that_fits_is_read_once_and_a_long_one_faster_until_it_fits():
     short = Voice(1.5)
-    assert len(narrated.narration(short, "a fox is rising", "en-us", 150)) == pytest.approx(RATE, rel=0.06)
+    assert len(narrated.narration(short, "a fox is rising", "en-us", (150, 50))) == pytest.approx(
+        RATE, rel=0.06
+    )
     assert short.speeds == [150]
     long = Voice(5.0)
-    spoken = narrated.narration(long, "a long one", "en-us", 150)
+    spoken = narrated.narration(long, "a long one", "en-us", (150, 50))
     assert len(spoken) <= (2 - 2 * narrated.MARGIN) * RATE
     assert long.speeds == sorted(set(long.speeds))
     assert len(long.speeds) > 1
@@ -71,8 +79,8 @@ def test_a_text_that_fits_is_read_once_and_a_long_one_faster_until_it_fits():
 
 
 def test_what_cannot_be_said_in_two_seconds_or_at_all_is_left_out():
-    assert narrated.narration(Voice(9.0), "much too long", "en-us", 150) == "does not fit into the clip"
-    assert narrated.narration(Voice(0), "silence", "en-us", 150) == "not spoken"
+    assert narrated.narration(Voice(9.0), "much too long", "en-us", (150, 50)) == "does not fit into the clip"
+    assert narrated.narration(Voice(0), "silence", "en-us", (150, 50)) == "not spoken"
 
 
 def test_five_wordings_with_the_plain_one_among_them():
@@ -135,7 +143,16 @@ def test_the_objects_own_sound_is_softer_than_the_voice_which_is_whole():
 def test_a_narrated_clip_is_whole_and_reproducible(tmp_path):
     Image.new("RGB", (200, 150), (90, 120, 60)).save(tmp_path / "meadow.png")
     thing = cut("fox", "red fox", wav=tone(0.3))
-    work = ("train-00000", "rising", str(tmp_path / "meadow.png"), thing, Voice(1.4), "red fox", "en", 160)
+    work = (
+        "train-00000",
+        "rising",
+        str(tmp_path / "meadow.png"),
+        thing,
+        Voice(1.4),
+        "red fox",
+        "en",
+        (160, 50),
+    )
     made = narrated.make(work)
     assert made == narrated.make(work)
     assert len(made["json"]["boxes"]) == FRAMES
@@ -184,7 +201,7 @@ def test_splits_keep_objects_voices_and_motions_apart(planned):
         jobs = by_split[split]
         assert {job.facts["label"] for job in jobs} == {label}
         assert set(Counter(job.facts["motion"] for job in jobs).values()) == {2}
-        assert {job.facts["voice"] for job in jobs} <= set(VOICES.get(split, VOICES["test"]))
+        assert {job.facts["voice"] for job in jobs} <= set(narrated.NARRATORS[split])
         assert all(job.caption == job.facts["texts"]["en"][0] == job.work[5] for job in jobs)
     train = [
         text for job in by_split["train"] for text in [*job.facts["texts"]["en"], job.facts["background"]]
