@@ -160,9 +160,9 @@ def evaluate_pairs(config: Config, media: Media, urls: str) -> list[dict]:
             workers=config.workers,
             cache=config.cache,
         )
-        if not config.pairs and any(who_has(samples, *pair.needs).any() for pair in pairs):
-            # A clip that might have held sound may turn out to be silent.
-            chosen = {pair: space for pair, space in chosen.items() if who_has(samples, *pair.needs).any()}
+        if not config.pairs:  # a clip that might have held sound may turn out to be silent
+            there = {pair: space for pair, space in chosen.items() if who_has(samples, *pair.needs).any()}
+            chosen = there or chosen
         texts = media.texts(config.cache) if "text" in seen else None
         found = {
             pair: pair_retrieval(

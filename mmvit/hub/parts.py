@@ -117,11 +117,13 @@ def _sized(tower: TowerConfig, shape: Any) -> TowerConfig | None:
     """The config of a tower of clips or sounds for inputs of `shape`; None where its stem takes any size."""
     if isinstance(tower, VideoTowerConfig):
         return replace(tower, clip_size=shape[1:])
-    waveform = isinstance(tower, WaveformTowerConfig)
-    if len(shape) != (1 if waveform else 2):
-        wanted = "a waveform (samples)" if waveform else "a spectrogram (frames, mel bands)"
-        raise ValueError(f"the preprocessing gives {tuple(shape)}, the tower takes {wanted}")
-    if isinstance(tower, WaveformTowerConfig):
+    if isinstance(tower, WaveformTowerConfig) and len(shape) == 1:
         return replace(tower, samples=shape[0])
-    assert isinstance(tower, AudioTowerConfig)
-    return replace(tower, spectrogram_size=shape) if tower.stem is None else None
+    if isinstance(tower, AudioTowerConfig) and len(shape) == 2:
+        return replace(tower, spectrogram_size=shape) if tower.stem is None else None
+    wanted = (
+        "a waveform (samples)"
+        if isinstance(tower, WaveformTowerConfig)
+        else "a spectrogram (frames, mel bands)"
+    )
+    raise ValueError(f"the preprocessing gives {tuple(shape)}, the tower takes {wanted}")

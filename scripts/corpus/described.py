@@ -19,12 +19,12 @@ from PIL import Image
 from corpus.clips import RATE, SIZE, frames
 from corpus.cutouts import CutOut, cut_outs
 from corpus.fetch import Fetched
-from corpus.narrated import NARRATORS, chosen, narration, noun_of, usable
+from corpus.narrated import NARRATORS, chosen, facts_of, manner_of, narration, noun_of, usable
 from corpus.parts import Job
 from corpus.scenes import backdrop
-from corpus.scratch import backgrounds, label_of
+from corpus.scratch import backgrounds
 from corpus.sounds import wav_bytes
-from corpus.speech import LICENCE, Program
+from corpus.speech import Program
 from corpus.words import HeldOut, words_of
 
 COUNTS = {"train": 2000, "val": 160, "test_style": 304, "test_concept": 304}  # multiples of eight
@@ -53,22 +53,8 @@ def jobs(out: Path, espeak: Program, title: str, scratch: Fetched, folder: Path,
             draw = random.Random(f"describe {key}")
             place, voice = draw.choice(places), draw.choice(NARRATORS[split])
             texts = wordings(cut.label, color, draw)
-            facts = {
-                "label": cut.label,
-                "color": color,
-                "voice": voice,
-                "language": "en",
-                "texts": {"en": texts},
-                "background": label_of(place.stem),
-                "width": SIZE,
-                "height": SIZE,
-                "source": f"{cut.part}/{cut.key}",
-                "package": " + ".join(sorted({cut.package, scratch.title, title})),
-                "licence": " + ".join(sorted({cut.licence, scratch.package.licence, LICENCE})),
-                "split": {"name": split, "by": "objects, background and voice"},
-            }
-            manner = (draw.randint(150, 190), draw.randint(25, 75) if split == "train" else 50)
-            work = (key, color, str(place), cut, espeak, texts[0], voice, manner)
+            facts = facts_of(cut, split, (scratch, title), place, voice, texts, {"color": color}, {})
+            work = (key, color, str(place), cut, espeak, texts[0], voice, manner_of(split, draw))
             listed.append(Job(key, split, texts[0], facts, work))
     return listed
 

@@ -81,26 +81,57 @@ def jobs(out: Path, espeak: Program, title: str, scratch: Fetched, folder: Path,
                 draw.choice(NARRATORS[split]),
                 wordings(cut.label, motion, draw),
             )
-            facts = {
-                "label": cut.label,
-                "motion": motion,
-                "voice": voice,
-                "language": "en",
-                "texts": {"en": texts},
-                "background": label_of(place.stem),
-                "fps": FPS,
-                "frames": FRAMES,
-                "width": SIZE,
-                "height": SIZE,
-                "source": f"{cut.part}/{cut.key}",
-                "package": " + ".join(sorted({cut.package, scratch.title, title})),
-                "licence": " + ".join(sorted({cut.licence, scratch.package.licence, LICENCE})),
-                "split": {"name": split, "by": "objects, background and voice"},
-            }
-            manner = (draw.randint(150, 190), draw.randint(25, 75) if split == "train" else 50)
-            work = (key, motion, str(place), cut, espeak, texts[0], voice, manner)
+            packages = (scratch, title)
+            shown, form = {"motion": motion}, {"fps": FPS, "frames": FRAMES}
+            facts = facts_of(cut, split, packages, place, voice, texts, shown, form)
+            work = (key, motion, str(place), cut, espeak, texts[0], voice, manner_of(split, draw))
             listed.append(Job(key, split, texts[0], facts, work))
     return listed
+
+
+def facts_of(
+    cut: CutOut,
+    split: str,
+    packages: tuple[Fetched, str],
+    place: Path,
+    voice: str,
+    texts: list[str],
+    shown: dict[str, Any],
+    form: dict[str, Any],
+) -> dict[str, Any]:
+    """The JSON of a cut-out before a background of which a voice speaks.
+
+    Args:
+        cut: the object.
+        split: whose objects, backgrounds and voices they are.
+        packages: of the background, and the synthesiser's title.
+        place: the background's file.
+        voice: who speaks.
+        texts: English wordings, the spoken one first.
+        shown: what is said beside the label.
+        form: what there is to say of the file beside width and height.
+    """
+    ground, title = packages
+    return {
+        "label": cut.label,
+        **shown,
+        "voice": voice,
+        "language": "en",
+        "texts": {"en": texts},
+        "background": label_of(place.stem),
+        **form,
+        "width": SIZE,
+        "height": SIZE,
+        "source": f"{cut.part}/{cut.key}",
+        "package": " + ".join(sorted({cut.package, ground.title, title})),
+        "licence": " + ".join(sorted({cut.licence, ground.package.licence, LICENCE})),
+        "split": {"name": split, "by": "objects, background and voice"},
+    }
+
+
+def manner_of(split: str, draw: random.Random) -> tuple[int, int]:
+    """Words a minute and pitch of a voice; the pitch changes in training alone."""
+    return draw.randint(150, 190), draw.randint(25, 75) if split == "train" else 50
 
 
 def usable(label: str, held: HeldOut, split: str) -> bool:
