@@ -9,13 +9,14 @@
 Without --train the samples of each --data are split into folds, each named by a probe of the others. The
 strength of the classifier is chosen on a part of the training samples, never on those that are tested. A
 sample is named once, from the mean over its views. Labels that are lists are several right answers each, and
-mAP, AUC and d' are measured.
+mAP, AUC and d' are measured. --min-samples leaves out labels that too few samples have.
 Source: CLIP (arXiv:2103.00020) appendix A.3; VATT (arXiv:2104.11178) A.3.2 for --head low_rank.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,6 +52,7 @@ class Config:
             or a field of the JSON such as label, source or a recording's name.
         modality: image, video or audio; empty = the first that model and data have.
         label: field of the samples' JSON that holds the right label, or a list of right labels.
+        min_samples: labels that fewer of the samples to fit have are left out, with samples of no other.
         head: logistic regression, or VATT's head of low rank.
         views: windows of a clip or a sound.
         crops: of every window of a clip.
@@ -73,6 +75,7 @@ class Config:
     group_by: str = "sample"
     modality: Literal["", "image", "video", "audio"] = ""
     label: str = "label"
+    min_samples: int = 1
     head: Literal["logistic", "low_rank"] = "logistic"
     views: int = 1
     crops: int = 1
@@ -129,10 +132,39 @@ def read(config: Config, media: Media, urls: str) -> Labelled:
     return Labelled(samples, modality, features, [labels[i] for i in rows])
 
 
+def rare_labels(fitted: Labelled, least: int) -> set[str]:
+    """Labels that fewer than `least` samples have."""
+    names = Counter(
+        name for label in fitted.labels for name in ([label] if isinstance(label, str) else set(label or ()))
+    )
+    return {name for name, count in names.items() if count < least}
+
+
+def without(found: Labelled, rare: set[str]) -> Labelled:
+    """`found` less the labels in `rare` and the samples that have no other."""
+
+    def kept(label: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(label, list):
+            return [name for name in label if name not in rare]
+        return label if label not in rare else None
+
+    labels = [kept(label) for label in found.labels]
+    rows = [i for i, label in enumerate(labels) if label]
+    samples = drawn_rows(found.samples, rows)
+    return Labelled(samples, found.modality, found.features[rows], [labels[i] for i in rows])
+
+
 def evaluate(config: Config, media: Media, urls: str, train: Labelled | None) -> dict[str, Any]:
     """The result object of one set of shards."""
     started = time.perf_counter()
     test = read(config, media, urls)
+    rare = rare_labels(train or test, config.min_samples)
+    if rare:
+        test, train = without(test, rare), without(train, rare) if train else None
+        if not test.labels:
+            raise UserError(
+                f"{urls}: no sample has a {config.label!r} that {config.min_samples} have (--min-samples)"
+            )
     classes = sorted(distinct_labels((train or test).labels))
     try:
         facts: dict[str, Any] = {}
@@ -173,6 +205,8 @@ def evaluate(config: Config, media: Media, urls: str, train: Labelled | None) ->
         protocol={
             "train": config.train or None,
             "group_by": config.group_by,
+            "min_samples": config.min_samples,
+            "labels_left_out": len(rare),
             "head": config.head,
             "strengths": probed.strengths,
             "views": config.views,

@@ -152,7 +152,7 @@ def _seen(trained: Tensor, tested: Tensor) -> None:
     if missing:
         raise ValueError(
             f"{len(missing)} classes are held out but never in training, the first is number {missing[0]}: "
-            "a probe cannot name them; group by another field, or by sample"
+            "a probe cannot name them; group by another field or by sample, or leave out rare labels"
         )
 
 

@@ -219,6 +219,17 @@ def test_a_probe_hears_tones_and_folds_keep_things_apart(measured):
     assert motions["metrics"]["n"] == 12
 
 
+def test_a_probe_leaves_out_labels_that_few_samples_have(measured, clips):
+    found, _ = measured("probe", "--modality", "audio", "--folds", "9", "--min-samples", "3")
+    assert set(found["per_class"]) == set(THINGS) - {"blue"}  # one of its three clips is silent
+    assert (found["n"], found["protocol"]["labels_left_out"]) == (9, 1)
+    several, _ = measured("probe", "--train", clips, "--label", "tags", "--min-samples", "4")
+    assert (several["metrics"]["classes"], several["n"]) == (3, 12)  # motions, each of four things
+    assert several["protocol"]["labels_left_out"] == 4
+    everything, _ = measured("probe", "--folds", "3")
+    assert everything["protocol"]["labels_left_out"] == 0
+
+
 def test_a_probe_from_training_to_test_shards(measured, clips):
     found, _ = measured("probe", "--train", clips, "--views", "2", "--crops", "3", "--agg", "probs")
     assert found["metrics"]["acc1"] == 1
@@ -258,6 +269,7 @@ MISTAKES = {
     "bad views": ("retrieval", ["--views", "0"], "views=0"),
     "no such label": ("zero_shot", ["--label", "colour"], "field 'colour'"),
     "label and group": ("probe", ["--group-by", "label", "--folds", "4"], "never in training"),
+    "every label is rare": ("probe", ["--min-samples", "4"], "no sample has a 'label' that 4 have"),
     "too many folds": ("probe", ["--folds", "40"], "40 folds of 12 groups"),
     "folds not stated": ("probe", ["--folds", "fold"], "have none"),
 }
