@@ -260,7 +260,8 @@ def main() -> None:
     if not config.data:
         raise UserError("--data names no shards")
     opened = open_saved(config.model, config.device, nn.Module, "a model that embeds")
-    if is_pair(opened) and config.pairs in ("", "image-text"):
+    asks_more = config.space or config.distinct or config.still != "picture"
+    if is_pair(opened) and config.pairs in ("", "image-text") and not asks_more:
         pair = pair_of(opened, config.model)
         results = [evaluate(config, pair, urls) for urls in config.data]
     else:

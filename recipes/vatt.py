@@ -28,6 +28,7 @@ from mmvit.data.text import Tokenizer
 from mmvit.data.video import ClipAugment
 from mmvit.errors import UserError, one_line
 from mmvit.evaluators.vatt import recall_of_pairs
+from mmvit.hub.pick import is_preset
 from mmvit.hub.pick_vatt import pick_vatt
 from mmvit.hub.result import trained_for, write_result
 from mmvit.models.vatt import Vatt
@@ -52,8 +53,8 @@ class Data(DataConfig):
     Attributes:
         use: what is read of the samples, where they have it.
         candidates: P, captions near a clip in time that may be its own (MIL-NCE).
-        fps: frames per second that a clip is sampled at.
-        sample_rate: of sounds, in Hz; 0 = what the tower's recipe of features says.
+        fps: frames per second that a clip is sampled at; 0 = the video tower's own.
+        sample_rate: of sounds, in Hz; 0 = the audio tower's own.
         crop: smallest share of a frame's area that a training view shows, 1 = whole frames. Views keep their
             width over height within 1/2..2.
         flip: probability of a left-right flip; 0 where left and right mean something.
@@ -64,7 +65,7 @@ class Data(DataConfig):
 
     use: tuple[str, ...] = ("video", "audio", "image", "text")
     candidates: int = 5
-    fps: float = 10.0
+    fps: float = 0.0
     sample_rate: int = 0
     crop: float = 0.08
     flip: float = 0.5
@@ -212,10 +213,12 @@ class Parts:
 def build_parts(config: Config) -> Parts:
     """The model with its preprocessing and tokenizer; equal on all ranks."""
     model, data = config.model, config.data
+    own = PRESETS[config.preset].model.options  # of the preset's own model: a saved one is taken as it is
+    options = () if not is_preset(model.name) and model.options == own else model.options
     vatt, preprocess, tokenizer = pick_vatt(
         model.name,
         tokenizer=model.tokenizer,
-        options=model.options,
+        options=options,
         video=model.video,
         audio=model.audio,
         fps=data.fps,

@@ -100,7 +100,7 @@ class Container:
         if self._video is None:
             raise BadSample("video-missing", "the file has no video stream")
         current, picture, k = None, None, 0
-        for frame in self._from(times[0]):
+        for frame in self._from(self._video, times[0]):
             time = frame.time - self._zero
             while k < len(times) and current is not None and times[k] + TOLERANCE < time:
                 picture = picture or self._picture(current)
@@ -129,8 +129,7 @@ class Container:
         out = np.zeros(count, dtype=np.float32)
         end, expected = 0, None
         mp3 = self._audio.codec_context.name.startswith("mp3")
-        self._seek(self._audio, first / self.rate - (_PREROLL_MP3 if mp3 else _PREROLL))
-        for frame in self._decode(self._audio):
+        for frame in self._from(self._audio, first / self.rate, _PREROLL_MP3 if mp3 else _PREROLL):
             if frame.sample_rate != self.rate:
                 raise BadSample("audio-unreadable", f"{self.rate} Hz turn into {frame.sample_rate} Hz")
             if frame.time is None and expected is None:
@@ -238,14 +237,16 @@ class Container:
                 pass
         return self._covered
 
-    def _from(self, time: float) -> Iterator[Any]:
-        """Frames of the video from the last one that began by `time` on, or from a little earlier."""
-        self._seek(self._video, time)
+    def _from(self, stream: Any, time: float, early: float = 0.0) -> Iterator[Any]:
+        """Frames of a stream from the last that began `early` seconds before `time` on, or from sooner."""
+        video, starts = stream is self._video, (stream.start_time or 0) * float(stream.time_base or 0)
+        self._seek(stream, time - early)  # may open the file again: another object then is the stream
         sought = time > 0
-        for frame in self._decode(self._video):
-            if sought and frame.time - self._zero > time + TOLERANCE:  # the file's index lies
-                self._reopen()
-                yield from self._decode(self._video)
+        for frame in self._decode(self._video if video else self._audio):
+            begins = None if frame.time is None else frame.time - self._zero
+            if sought and begins is not None and begins > max(time, starts - self._zero) + TOLERANCE:
+                self._reopen()  # the file's index lies
+                yield from self._decode(self._video if video else self._audio)
                 return
             sought = False
             yield frame

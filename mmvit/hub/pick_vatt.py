@@ -27,7 +27,7 @@ def pick_vatt(
     options: Sequence[str] = (),
     video: str = "",
     audio: str = "",
-    fps: float = 10.0,
+    fps: float = 0.0,
     sample_rate: int = 0,
 ) -> tuple[Vatt, ClipPreprocess, Tokenizer]:
     """(model, preprocessing, tokenizer).
@@ -38,15 +38,16 @@ def pick_vatt(
         options: NAME=VALUE changes of a preset.
         video: a video tower in place of the preset's, as `pick_video_tower` takes it.
         audio: likewise.
-        fps: at which clips are sampled, of a preset.
-        sample_rate: of sounds, of a preset, in Hz; 0 = what its features are made for.
+        fps: at which clips are sampled; 0 = the video tower's own.
+        sample_rate: of sounds, in Hz; 0 = the audio tower's own.
 
     Raises:
         UserError: neither a folder nor a preset, another kind of model, or no tokenizer for a preset.
     """
     try:
         if not is_preset(spec):
-            return _saved(spec, tokenizer, (*options, *filter(None, (video, audio))))
+            model, fed, words = _saved(spec, tokenizer, (*options, *filter(None, (video, audio))))
+            return model, _fed(fed.video, fed.audio, fps, sample_rate), words
         if not tokenizer:
             raise UserError(f"{spec} starts from scratch and needs --model.tokenizer: a folder, or clip")
         words = ClipTokenizer() if tokenizer == "clip" else load_tokenizer(tokenizer)
@@ -55,12 +56,13 @@ def pick_vatt(
         if not isinstance(config, VattConfig):
             raise UserError(f"--model.name {spec} is no model of video, audio and text: see vatt_*")
         towers: dict[str, Any] = {}
-        seen, heard = _seen(config, fps), _heard(config, sample_rate)
+        seen = preprocess_of(config.video).video  # type: ignore[union-attr]
+        heard = preprocess_of(config.audio).audio  # type: ignore[union-attr]
         if video:
             towers["video"], seen = pick_video_tower(video)
         if audio:
             towers["audio"], heard = pick_audio_tower(audio)
-        return Vatt(config, **towers), ClipPreprocess(video=seen, audio=heard), words
+        return Vatt(config, **towers), _fed(seen, heard, fps, sample_rate), words
     except (ValueError, OSError) as error:
         raise UserError(f"--model.name {spec}: {error}") from None
 
@@ -77,20 +79,18 @@ def _saved(spec: str, tokenizer: str, changes: Sequence[str]) -> tuple[Vatt, Cli
     return loaded.model, loaded.preprocess, loaded.tokenizer
 
 
-def _seen(config: VattConfig, fps: float) -> VideoPreprocess:
-    """How a preset's video tower is fed."""
-    video = preprocess_of(config.video).video  # type: ignore[union-attr]
+def _fed(
+    video: VideoPreprocess | None, audio: AudioPreprocess | None, fps: float, sample_rate: int
+) -> ClipPreprocess:
+    """How both towers are fed, at the rates that were asked for."""
     assert video is not None
-    return replace(video, fps=fps)
-
-
-def _heard(config: VattConfig, sample_rate: int) -> AudioPreprocess:
-    """How a preset's audio tower is fed."""
-    audio = preprocess_of(config.audio).audio  # type: ignore[union-attr]
     assert audio is not None
     if sample_rate and audio.features != "waveform" and sample_rate != audio.sample_rate:
         raise UserError(
             f"--data.sample-rate {sample_rate}: the {audio.features} features of this model are made at "
             f"{audio.sample_rate} Hz: leave it at 0"
         )
-    return replace(audio, sample_rate=sample_rate or audio.sample_rate)
+    return ClipPreprocess(
+        video=replace(video, fps=fps or video.fps),
+        audio=replace(audio, sample_rate=sample_rate or audio.sample_rate),
+    )

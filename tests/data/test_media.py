@@ -101,6 +101,29 @@ def test_long_sound_is_read_where_it_is_needed(movie):
         assert len(container.read(999_900, 500)) == 100  # the end
 
 
+def test_an_index_that_points_too_late_costs_time_and_no_sound(movie):
+    shades, wave = [10 * (i // 20) for i in range(400)], np.sin(np.arange(30_000) / 7).astype(np.float32)
+    sound = {"form": "matroska", "sound": wave, "rate": 1000, "sound_codec": "pcm_s16le"}
+    with Container(too_late(movie(None, **sound))) as container:
+        assert np.abs(container.read(12_000, 500) - wave[12_000:12_500]).max() < 1e-3
+        assert np.abs(container.read(900, 500) - wave[900:1400]).max() < 1e-3
+    with Container(too_late(movie(shades, fps=10, form="matroska", gop=20))) as container:
+        assert shown(container, [10.0, 12.1]) == [5, 6]
+
+
+def too_late(data: bytes) -> bytes:
+    """A Matroska file in whose index every position is that of the last cluster."""
+    out, at, found = bytearray(data), data.rindex(b"\x1c\x53\xbb\x6b"), []
+    while (at := data.find(b"\xf1", at + 1)) >= 0:  # CueClusterPosition, the size of the number, the number
+        size = data[at + 1] & 0x7F
+        found.append((at + 2, size, int.from_bytes(data[at + 2 : at + 2 + size])))
+    last = max(position for _, _, position in found)
+    assert len(found) > 4
+    for place, size, _ in found:
+        out[place : place + size] = last.to_bytes(size)
+    return bytes(out)
+
+
 @pytest.mark.parametrize("start", [0.0, 5.0])
 @pytest.mark.parametrize(
     ("form", "codec", "sound"),

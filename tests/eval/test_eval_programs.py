@@ -107,7 +107,11 @@ def test_retrieval_protocols(program, model, shards, tmp_path):
     near, stdout = metrics("--index", "IVF4,Flat")
     assert near["approximate"]["image_retrieval"]["overlap@10"] >= 0.95
     assert "IVF4,Flat" in stdout
-    assert near["metrics"] == metrics()[0]["metrics"]  # the headline stays exact
+    plain = metrics()[0]["metrics"]
+    assert near["metrics"] == plain  # the headline stays exact
+    once, _ = metrics("--group-by", "label", "--distinct", "image")  # a picture of each label
+    assert once["protocol"]["rows"] == {"image": 3, "text": 36}
+    assert once["metrics"]["text_retrieval_n"] == 3
 
 
 def test_kept_embeddings_change_nothing_and_spare_the_pictures(program, model, shards, tmp_path, monkeypatch):
@@ -256,6 +260,7 @@ def test_a_mistake_is_one_clear_line(program, mistakes, name):
         (["--index", "IVF4096,Flat"], "36 rows"),
         (["--group-by", "artist"], "'artist'"),
         (["--captions", "all"], "--group-by sample"),
+        (["--space", "va"], "space 'va' does not hold both"),
     ],
 )
 def test_retrieval_mistakes(program, model, shards, tmp_path, options, message):

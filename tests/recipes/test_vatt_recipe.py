@@ -136,6 +136,21 @@ def test_micro_batches_give_the_same_losses(vatt, losses):
     assert losses(cached) == pytest.approx(losses(plain), abs=2e-3)
 
 
+def test_a_saved_model_goes_on_as_it_is(vatt):
+    trained_before = vatt(name="first") / "model"
+    first = folder.load(trained_before)
+    on = {"--model.name": trained_before, "--model.tokenizer": "", "--optim.lr": 1e-12, "--train.steps": 1}
+    for rate, fps in ((0, 4.0), (2, 2.0)):  # 0: the model's own, else what was asked for
+        saved = folder.load(vatt({**on, "--data.fps": rate}, name=f"on{rate}") / "model")
+        assert saved.preprocess.video.fps == fps
+        assert saved.preprocess.audio == first.preprocess.audio
+        weights = dict(saved.model.named_parameters())
+        for name, value in first.model.named_parameters():
+            torch.testing.assert_close(weights[name], value, atol=1e-9, rtol=0)
+    with pytest.raises(UserError, match=r"is a saved model: core.width=32 cannot change it"):
+        vatt({**on, "--model.options": ("core.width=32",)}, name="wider")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
