@@ -2,7 +2,7 @@
 # Video, audio and text on the default corpus: builds its clips and sounds, trains one core for all three and three
 # cores, and the first again without sound, without pictures and with every token, measures them, prints the table.
 #
-#   bash scripts/vatt.sh            half an hour for every two runs on two cores; after an interruption, run it again
+#   bash scripts/vatt.sh            two hours on two cores, two runs at a time; after an interruption, run it again
 #   bash scripts/vatt.sh shared     one core only: what the search page of the README needs
 #
 # A step whose result is there is skipped. Delete runs/vatt and data/vatt to start over.
@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 runs=runs/vatt
 words=data/vatt/words
 python=.venv/bin/python
-steps=${MMVIT_VATT_STEPS:-800} # optimizer steps of every run, 96 samples each
+steps=${MMVIT_VATT_STEPS:-1200} # optimizer steps of every run, 96 samples each
 wanted=("${@:-all}")
 mkdir -p "$runs" data/vatt
 grounds=data/vatt/grounds.txt # templates for the colour of the ground
@@ -51,8 +51,9 @@ three_cores() { # the preset's one core, three times
         echo $tower.core.width=192 $tower.core.depth=4 $tower.core.num_heads=3 $tower.core.mlp_dim=768
     done
 }
-clips="data/corpus/test_style/narrated data/corpus/test_concept/narrated" # objects of test_concept are in no training
-pictures="data/corpus/test_style/described data/corpus/test_concept/described" # clip or picture, and in no text
+# What test_concept shows is in no training clip or picture, and in no training text.
+clips="data/corpus/test_style/narrated data/corpus/test_concept/narrated"
+pictures="data/corpus/test_style/described data/corpus/test_concept/described"
 measure() { # measure NAME PAIRS_OF_CLIPS PAIRS_OF_PICTURES MODALITIES
     local found=$runs/$1/eval modality common="--precision bf16 --cache $runs/$1/embeddings --model $runs/$1/model"
     [ -e "$found/clips.json" ] || $python eval/retrieval.py $common --data $clips --pairs "$2" --dedup-captions \

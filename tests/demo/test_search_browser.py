@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -282,6 +283,7 @@ def test_screenshot(browser, running, root, search_line):
         page.ask(words)
         page.until(lambda: all(ready > 1 for ready, *_ in page.media("video") + page.media("audio")))
         page.browser.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
+        time.sleep(2)  # a frame that is there is not yet one that is painted
         raw = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
     Path(goal).parent.mkdir(parents=True, exist_ok=True)
     raw.quantize(160).save(goal, optimize=True)
