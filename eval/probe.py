@@ -32,7 +32,7 @@ from mmvit.evaluators.folds import crossing, given_folds, k_folds
 from mmvit.evaluators.media import FEATURES, having, name_of
 from mmvit.evaluators.probe_split import Probed, cross_validate, hold_out
 from mmvit.evaluators.results import result, write_results
-from mmvit.evaluators.samples import distinct_labels, drawn_rows, group_names, labels_of, row_groups
+from mmvit.evaluators.samples import distinct_labels, drawn_rows, group_names, labels_of, names_in, row_groups
 from mmvit.evaluators.table import comparison_table
 from mmvit.evaluators.zero_shot import label_numbers
 from mmvit.options import parse
@@ -134,9 +134,7 @@ def read(config: Config, media: Media, urls: str) -> Labelled:
 
 def rare_labels(fitted: Labelled, least: int) -> set[str]:
     """Labels that fewer than `least` samples have."""
-    names = Counter(
-        name for label in fitted.labels for name in ([label] if isinstance(label, str) else set(label or ()))
-    )
+    names = Counter(name for label in fitted.labels for name in set(names_in(label)))
     return {name for name, count in names.items() if count < least}
 
 

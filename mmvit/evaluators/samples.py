@@ -103,6 +103,11 @@ def _label(value: Any) -> str | list[str] | None:
     return None
 
 
+def names_in(label: str | Sequence[str] | None) -> list[str]:
+    """The labels that a sample bears: none, one, or several."""
+    return [label] if isinstance(label, str) else list(label or ())
+
+
 def distinct_labels(labels: Sequence[str | Sequence[str] | None]) -> set[str]:
     """Every label that occurs."""
-    return {name for label in labels if label for name in ([label] if isinstance(label, str) else label)}
+    return {name for label in labels for name in names_in(label)}

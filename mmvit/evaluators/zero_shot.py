@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmvit.evaluators.classification import rank_metrics, right_classes
 from mmvit.evaluators.ranking import positive_ranks, score_blocks
+from mmvit.evaluators.samples import names_in
 from mmvit.search import exact
 from mmvit.search.rows import unit_rows
 
@@ -66,7 +67,7 @@ def label_numbers(labels: Sequence[str | Sequence[str] | None], classes: Sequenc
         return torch.tensor([number.get(label, -1) if isinstance(label, str) else -1 for label in labels])
     right = torch.zeros(len(labels), len(classes), dtype=torch.bool)
     for i, label in enumerate(labels):
-        for name in [label] if isinstance(label, str) else label or ():
+        for name in names_in(label):
             if name in number:
                 right[i, number[name]] = True
     return right

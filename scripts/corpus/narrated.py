@@ -76,14 +76,10 @@ def jobs(out: Path, espeak: Program, title: str, scratch: Fetched, folder: Path,
             cut, motion = next(order), list(MOTIONS)[index % len(MOTIONS)]
             key = f"{split}-{index:05d}"
             draw = random.Random(f"narrate {key}")
-            place, voice, texts = (
-                draw.choice(places),
-                draw.choice(NARRATORS[split]),
-                wordings(cut.label, motion, draw),
-            )
-            packages = (scratch, title)
+            place, voice = draw.choice(places), draw.choice(NARRATORS[split])
+            texts = wordings(cut.label, motion, draw)
             shown, form = {"motion": motion}, {"fps": FPS, "frames": FRAMES}
-            facts = facts_of(cut, split, packages, place, voice, texts, shown, form)
+            facts = facts_of(cut, split, (scratch, title), place, voice, texts, shown, form)
             work = (key, motion, str(place), cut, espeak, texts[0], voice, manner_of(split, draw))
             listed.append(Job(key, split, texts[0], facts, work))
     return listed
